@@ -1,0 +1,1 @@
+"""Rewards: rules scored in killable processes. Importing the package imports nothing heavy."""

@@ -1,0 +1,1 @@
+"""The learner: DeepSpeed ranks that turn scored trajectories into new weights."""

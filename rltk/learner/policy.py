@@ -1,0 +1,83 @@
+"""The policy as the learner runs it: packed tokens in, log-probs of the sampled tokens out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from rltk.errors import ConfigError
+from rltk.learner.attention import register
+from rltk.learner.packing import Packed
+
+HEAD_CHUNK = 2048  # tokens whose logits exist at once: 2048 x 152k x 4 bytes = 1.2 GB, instead of all of a batch's
+
+
+class Policy(nn.Module):
+    """A Hugging Face causal LM whose head is fused with the log-softmax, inside this module's forward.
+
+    Inside, because ZeRO-3 gathers parameters by module hooks: the head is called as a module. Logits are made in fp32,
+    chunk by chunk, and recomputed in backward: no `[tokens, vocabulary]` float tensor outlives a chunk.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+        config: Any = model.config
+        for name in ("logits_scaling", "logit_scale", "logits_scale"):
+            if getattr(config, name, None) not in (None, 1, 1.0):
+                raise ConfigError(f"model {config.model_type!r} scales its logits ({name}); the learner does not know how")
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def forward(
+        self, packed: Packed, entropy: bool = False, temperature: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probs fp32 [M] of softmax(logits / T) at the sampled tokens, and entropies fp32 [M] in nats (detached)."""
+        hidden = self.model.base_model(
+            input_ids=packed.ids,
+            position_ids=packed.positions,
+            use_cache=False,
+            packing=(packed.pad_index, packed.flat_index),
+        ).last_hidden_state[0]
+        hidden = hidden.index_select(0, packed.predict)
+        scale = 1.0 / (temperature or self.temperature)
+        logprobs, entropies = [], []
+        # At least one chunk, so that an empty micro-batch still calls the head (ZeRO-3 gathers on every rank).
+        for start in range(0, max(len(hidden), 1), HEAD_CHUNK):
+            part, target = hidden[start : start + HEAD_CHUNK], packed.target[start : start + HEAD_CHUNK]
+            if torch.is_grad_enabled():
+                logprob, part_entropy = checkpoint(self._head, part, target, scale, entropy, use_reentrant=False)
+            else:
+                logprob, part_entropy = self._head(part, target, scale, entropy)
+            logprobs.append(logprob)
+            entropies.append(part_entropy)
+        return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+
+    def _head(
+        self, hidden: torch.Tensor, target: torch.Tensor, scale: float, entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits = self.model.get_output_embeddings()(hidden).float()
+        if self.softcap:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        logits = logits * scale
+        norm = logits.logsumexp(-1)
+        logprob = logits.gather(-1, target[:, None])[:, 0] - norm
+        if not entropy:
+            return logprob, None
+        with torch.no_grad():
+            return logprob, norm.detach() - (logits.softmax(-1) * logits).sum(-1)
+
+
+def load_model(path: str, dtype: str, gradient_checkpointing: bool = False) -> nn.Module:
+    """The Hugging Face model of a folder, with packed attention. dtype: float32 | bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation=register())
+    model.config.use_cache = False
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()  # no dropout in the models we train; checkpointing needs train mode
+    return model
+

@@ -1,0 +1,169 @@
+"""The model a run starts from, as files: found, complete, and its sizes read. No torch, no transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import rltk
+from rltk.compose import groups
+from rltk.config import Config, Model
+from rltk.errors import ConfigError
+from rltk.nearest import meant
+
+PACKAGED = "pkg://rltk."  # pkg://rltk.models/tiny: a folder inside the installed package
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What a model folder may hold that a run reads. A Hub repository's other files (ONNX, GGUF, TensorFlow) stay there.
+HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.jinja", "*.txt", "*.model"]
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a model, from config.json and the headers of its weight files. None: the files do not say."""
+
+    context: int | None  # positions
+    parameters: int | None  # as stored: a tied head counts once
+    kv_values: int | None  # numbers that one token leaves in the KV cache
+    weight_bytes: int  # of the weight files
+
+
+def resolve_model(config: Config) -> Config:
+    """The config with `model.path` and `chat_template` absolute; a Hub id becomes its folder, fetched where need be."""
+    path = config.model.path
+    if path.startswith("pkg://"):
+        folder = _packaged(path)
+    elif Path(path).expanduser().is_dir():
+        folder = Path(path).expanduser().resolve()
+    elif HUB_ID.fullmatch(path):
+        folder = _from_hub(path)
+    else:
+        near = meant(path, groups()["model"]) if "/" not in path else ""
+        raise ConfigError(
+            f"model {path!r}: no such folder{near}. Give a Hugging Face folder, a Hub id as owner/name, or one of "
+            f"{', '.join(name for name in groups()['model'] if name != 'custom')}"
+        )
+    template = config.model.chat_template
+    template = str(Path(template).expanduser().resolve()) if template else None
+    return replace(config, model=replace(config.model, path=str(folder), chat_template=template))
+
+
+def _packaged(path: str) -> Path:
+    if not path.startswith(PACKAGED):
+        raise ConfigError(f"model.path = {path!r}: only {PACKAGED}<folder> names a packaged model")
+    folder = Path(rltk.__file__).parent / path.removeprefix(PACKAGED)
+    if not folder.is_dir():
+        raise ConfigError(f"model.path = {path!r}: the installed package has no folder {folder}; install rltk again")
+    return folder.resolve()
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a Hub model: the cache first, so that a run that was started once needs no network."""
+    from huggingface_hub import snapshot_download  # half a second, for ids only
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=HUB_FILES))
+    except (OSError, ValueError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the client raises its HTTP library's errors too; the fix is the same for all
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"model {name!r}: no such folder here, not in the Hub's local cache, and it could not be fetched "
+            f"({type(error).__name__}: {why}). Check the spelling; for a gated model set HF_TOKEN; without a network "
+            f"give a folder, as in model=path/to/folder"
+        ) from None
+
+
+def folder_problems(model: Model) -> Iterator[str]:
+    """What is missing or broken in `model`'s folder, each with its fix."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        yield f"model.path = {model.path!r}: no such folder; give a Hugging Face folder or a Hub id (owner/name)"
+        return
+    if not (folder / "config.json").is_file():
+        yield f"model folder {folder} has no config.json; give a folder that save_pretrained wrote"
+    elif not isinstance(_json(folder / "config.json"), dict):
+        yield f"{folder / 'config.json'} is not a JSON object; fetch the model again"
+    yield from _weight_problems(folder)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        yield f"model folder {folder} has no tokenizer (none of {', '.join(TOKENIZERS)}); save the model's there"
+    if model.chat_template:
+        if not Path(model.chat_template).is_file():
+            yield f"model.chat_template = {model.chat_template!r}: no such file; give a Jinja chat template"
+    elif not _has_chat_template(folder):
+        yield f"model folder {folder} has no chat template; give one with model.chat_template=<Jinja file>"
+
+
+def _weight_problems(folder: Path) -> Iterator[str]:
+    files = weight_files(folder)
+    if not files:
+        yield f"model folder {folder} has no weights (*.safetensors or pytorch_model*.bin); fetch or save them there"
+    for index in folder.glob("*.index.json"):
+        named = (_json(index) or {}).get("weight_map", {}).values()
+        missing = sorted({name for name in named if not (folder / name).is_file()})
+        if missing and not (index.name.startswith("pytorch") and any(f.suffix == ".safetensors" for f in files)):
+            yield f"model folder {folder} lacks {', '.join(missing)}, which {index.name} names; fetch the model again"
+    for file in files:
+        if file.suffix == ".safetensors" and _header(file) is None:
+            yield f"{file} is not a safetensors file (cut short, or a git-lfs pointer?); fetch the model again"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files that are loaded: safetensors where there are any, else PyTorch's, sorted by name."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def facts(folder: Path) -> ModelFacts:
+    """Sizes of the model in a folder that has no `folder_problems`."""
+    top = _json(folder / "config.json") or {}
+    text = top.get("text_config", top)  # a multimodal model keeps its language model's shape one level down
+    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
+    kv_heads = text.get("num_key_value_heads") or heads
+    head_dim = text.get("head_dim") or (text["hidden_size"] // heads if heads and "hidden_size" in text else None)
+    files = weight_files(folder)
+    headers = [_header(file) for file in files if file.suffix == ".safetensors"]
+    tensors = [entry for header in headers if header for key, entry in header.items() if key != "__metadata__"]
+    return ModelFacts(
+        context=text.get("max_position_embeddings"),
+        parameters=sum(math.prod(entry["shape"]) for entry in tensors) if tensors else None,
+        kv_values=2 * layers * kv_heads * head_dim if layers and kv_heads and head_dim else None,
+        weight_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    tokenizer = _json(folder / "tokenizer_config.json")
+    return isinstance(tokenizer, dict) and bool(tokenizer.get("chat_template"))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """The tensor table of a safetensors file: 8 bytes of length, then JSON. None if the file is no such thing."""
+    size = os.path.getsize(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            return None
+        try:
+            header = json.loads(file.read(length))
+            end = max((t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+    return header if 8 + length + end <= size else None

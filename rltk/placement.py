@@ -1,0 +1,75 @@
+"""Who gets how much of the machine. The roles take turns (max_staleness=0): engines sample, then ranks train.
+
+So threads are not divided between engines and ranks: each has all cores in its turn. Ray's `num_cpus` only admits
+actors; its shares are scaled so that every role fits, on 2 cores too. GPUs: a role has one for itself where there are
+enough; otherwise engines and ranks share each GPU by `rollout.gpu_memory_share`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rltk.config import Config
+from rltk.devices import cores, device, gpus
+
+# Ray CPUs of one actor where there is room for everybody. Reward processes and workers mostly wait.
+RAY_CPUS = {"engine": 1.0, "worker": 0.25, "reward": 0.25, "rank": 1.0}
+ROOM = 0.95  # of the cores is given to roles; the rest leaves short-lived tasks a place
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Resources of one actor of each kind. `*_cpus`, `*_gpus` are Ray's num_cpus and num_gpus."""
+
+    device: str  # cpu | gpu
+    cores: int
+    gpus: int  # 0 on a CPU
+    engine_cpus: float
+    worker_cpus: float
+    reward_cpus: float
+    rank_cpus: float
+    engine_gpus: float
+    rank_gpus: float
+    engine_threads: int
+    rank_threads: int
+    gpu_shared: bool  # engines and ranks live on the same GPUs
+    engines_per_gpu: int
+    learner_memory_share: float  # of a GPU's memory, what the engines on it leave to the rank
+
+
+def place(config: Config) -> Placement:
+    """Never fails: `rltk.checks.check` says what does not fit."""
+    where, have = device(config.cluster), cores()
+    engines, ranks = config.rollout.engines, config.learner.ranks
+    counts = {"engine": engines, "worker": config.rollout.workers, "reward": config.reward.workers, "rank": ranks}
+    wanted = sum(RAY_CPUS[role] * count for role, count in counts.items())
+    scale = min(1.0, ROOM * have / max(wanted, 1e-9))
+    cpus = {role: max(0.01, _floor(share * scale)) for role, share in RAY_CPUS.items()}
+
+    cards = max(1, gpus()) if where == "gpu" else 0  # 1: a cluster elsewhere, of which nothing is known here
+    shared = where == "gpu" and engines + ranks > cards
+    crowd = math.ceil(engines / cards) if shared else 1
+    share = config.rollout.gpu_memory_share
+    left = round(1.0 - share * crowd, 4) if shared else 1.0
+    return Placement(
+        device=where,
+        cores=have,
+        gpus=cards,
+        engine_cpus=cpus["engine"],
+        worker_cpus=cpus["worker"],
+        reward_cpus=cpus["reward"],
+        rank_cpus=cpus["rank"],
+        engine_gpus=0.0 if where == "cpu" else (_floor(share) if shared else 1.0),
+        rank_gpus=0.0 if where == "cpu" else max(0.0, _floor(left)),
+        engine_threads=config.rollout.threads or max(1, have // max(1, engines)),
+        rank_threads=config.learner.threads or max(1, have // max(1, ranks)),
+        gpu_shared=shared,
+        engines_per_gpu=crowd if where == "gpu" else 0,
+        learner_memory_share=left if where == "gpu" else 0.0,
+    )
+
+
+def _floor(value: float) -> float:
+    """To hundredths, downwards, so that a sum never passes its whole."""
+    return math.floor(value * 100 + 1e-6) / 100

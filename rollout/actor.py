@@ -1,0 +1,123 @@
+"""The Ray actor around a RolloutEngine: an event loop for callers, one thread for vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from rltk import watch
+from rltk.errors import RltkError
+from rltk.rollout.engine import Completion, EngineOptions, Request, RolloutEngine
+from rltk.trajectory import Version
+
+
+class EngineActor:
+    """`ray.remote` is applied where it is placed (rltk/roles.py), so that it can be used without Ray in tests.
+
+    All of vLLM runs on one thread: commands are taken between two engine steps, in the order they came.
+    """
+
+    def __init__(self, options: EngineOptions, version: Version = (0, 0)) -> None:
+        self._commands: queue.Queue[tuple[Callable[[RolloutEngine], Any], Future]] = queue.Queue()
+        self._sinks: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue]] = {}
+        self._tokens = 0
+        self._busy = 0.0
+        self._ready: Future = Future()
+        self._thread = threading.Thread(target=self._run, args=(options, version), name="vllm", daemon=True)
+        self._thread.start()
+
+    async def ready(self) -> Version:
+        """Returns once the engine stands; raises what kept it from starting."""
+        return await asyncio.wrap_future(self._ready)
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        """Stream completions as they finish. All requests are added, in order, before the next engine step."""
+        loop, done = asyncio.get_running_loop(), asyncio.Queue()
+        for request in requests:
+            self._sinks[request.uid] = (loop, done)
+        left = {request.uid for request in requests}
+        try:
+            await self._call(lambda engine: engine.add(requests))
+            while left:
+                batch = [await done.get()]
+                while not done.empty():
+                    batch.append(done.get_nowait())
+                for item in batch:
+                    if isinstance(item, BaseException):
+                        raise item
+                    left.discard(item.uid)
+                yield batch
+        finally:
+            for uid in left:
+                self._sinks.pop(uid, None)
+            if left:
+                await self._call(lambda engine: engine.abort(sorted(left)))
+
+    async def load_weights(self, path: str, version: Version) -> tuple[Version, str]:
+        """Acknowledges with the version now in place and the checksum of the bytes that arrived."""
+        checksum = await self._call(lambda engine: engine.load_weights(path, version))
+        return version, checksum
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[Any]:
+        return await self._call(lambda engine: engine.score(sequences))
+
+    async def stats(self) -> dict[str, float]:
+        """Tokens sampled and seconds spent inside vLLM since the start."""
+        return {"tokens": self._tokens, "busy_seconds": self._busy}
+
+    async def stacks(self) -> str:
+        return watch.stacks()
+
+    async def _call(self, command: Callable[[RolloutEngine], Any]) -> Any:
+        await self.ready()
+        if not self._thread.is_alive():
+            raise RltkError("the engine thread has ended; see the actor's log for why")
+        future: Future = Future()
+        self._commands.put((command, future))
+        return await asyncio.wrap_future(future)
+
+    def _run(self, options: EngineOptions, version: Version) -> None:
+        try:
+            engine = RolloutEngine(options, version)
+        except BaseException as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(version)
+        while True:
+            self._take_commands(engine)
+            if not engine.unfinished:
+                continue
+            start = time.perf_counter()
+            try:
+                completions = engine.step()
+            except BaseException as error:  # the engine is unusable: everybody who waits must hear of it
+                for uid in list(self._sinks):
+                    self._deliver(uid, error)
+                raise
+            self._busy += time.perf_counter() - start
+            for completion in completions:
+                self._tokens += len(completion.ids)
+                self._deliver(completion.uid, completion)
+
+    def _take_commands(self, engine: RolloutEngine) -> None:
+        """Run what is queued; with nothing to generate, block for the next command."""
+        while True:
+            try:
+                command, future = self._commands.get(block=not engine.unfinished)
+            except queue.Empty:
+                return
+            try:
+                future.set_result(command(engine))
+            except BaseException as error:  # the caller's error; the engine goes on
+                future.set_exception(error)
+
+    def _deliver(self, uid: str, item: Completion | BaseException) -> None:
+        sink = self._sinks.pop(uid, None)
+        if sink is not None:
+            loop, done = sink
+            loop.call_soon_threadsafe(done.put_nowait, item)
