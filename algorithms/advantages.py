@@ -31,10 +31,12 @@ def group_advantages(
     low = torch.full_like(size, torch.inf).scatter_reduce(0, member[kept], values[kept], "amin")
     high = torch.full_like(size, -torch.inf).scatter_reduce(0, member[kept], values[kept], "amax")
     mean = torch.zeros_like(size).index_add(0, member, values) / size
-    centred = torch.where(kept & (high > low)[member], values - mean[member], 0.0)
+    spread = high > low
+    centred = torch.where(kept & spread[member], values - mean[member], 0.0)
     if std:
         square = torch.zeros_like(size).index_add(0, member, centred**2)
-        centred = centred / ((square / (size - ddof).clamp(min=1)).sqrt() + eps)[member]
+        deviation = torch.where(spread, (square / (size - ddof).clamp(min=1)).sqrt() + eps, 1.0)
+        centred = centred / deviation[member]
     return centred.to(rewards.dtype)
 
 

@@ -11,6 +11,8 @@ Tokens outside the loss mask (tool output) are transparent: they add nothing to 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,8 @@ from rltk.algorithms.options import option
 
 # sd of a token's log-ratio that the default window is made for: 7-12 % of tokens clipped at any position.
 WINDOW_SD = 0.017
-# exp of fp32 overflows at 88; a larger log-ratio is outside any window anyway.
-LOG_RHO_LIMIT = 80.0
+# exp(60) = 1e26: sums of many such tokens still fit fp32, and no window worth having is as wide.
+LOG_RHO_LIMIT = 60.0
 
 
 class CTPO(Objective):
@@ -50,20 +52,19 @@ class CTPO(Objective):
             gap = (shard.old - shard.mu)[shard.mask].double()
             sums = torch.stack([gap.new_tensor(float(gap.numel())), gap.sum(), (gap**2).sum()])
             count, total, square = (sums if reduce is None else reduce(sums)).tolist()
-            if count < 1:
-                raise ValueError("ctpo with reference=mu: the step's first minibatch has no masked token")
+            if count < 1 or not math.isfinite(square):
+                raise ValueError(f"ctpo with reference=mu: sd(old - mu) of {count:g} tokens, sum of squares {square}")
             self._window_sd = max(0.0, square / count - (total / count) ** 2) ** 0.5
         return shard
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         scale = self._window_scale()
         width = scale * batch.mask.cumsum(dim=1).to(batch.new.dtype) ** self.position_power
-        low, high = -self.clip_low * width, (self.clip_high * width).clamp(max=LOG_RHO_LIMIT)
-        dual = None if self.dual_clip is None else (self.dual_clip * width).clamp(max=LOG_RHO_LIMIT).exp()
+        low, high = -self.clip_low * width, self.clip_high * width
+        dual = None if self.dual_clip is None else (self.dual_clip * width).exp()
 
-        log_rho = self.log_ratio(batch).detach().cumsum(dim=1)
         current = torch.where(batch.mask, batch.new, 0.0)
-        log_rho = log_rho + (current - current.detach())
+        log_rho = self.log_ratio(batch).detach().cumsum(dim=1) + (current - current.detach())
         # exp would overflow. The ceiling lies above the window; a token beyond it has no gradient, as in the release.
         log_rho = log_rho.clamp(max=(high + 1.0).clamp(min=10.0, max=LOG_RHO_LIMIT))
 

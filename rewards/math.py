@@ -30,6 +30,7 @@ ANCHORED = [
 ]
 BOX = re.compile(r"\\f?boxed\s*(?=\{)")
 FINAL_ANSWER = re.compile(r"answer\s*(?:is|:|=)\s*(.*)", re.IGNORECASE)
+MARKDOWN_BOLD = re.compile(r"\*\*(.+?)\*\*")
 FACTORIAL = re.compile(r"(\d+)[\s)}\]]*!")
 NESTED_FACTORIAL = re.compile(r"!\s*[)}\]][\s)}\]]*!")
 BINOMIAL = re.compile(r"\\[dt]?binom\s*\{?\s*(\d+)")
@@ -43,7 +44,7 @@ def score_math(answer: str, text: str) -> RewardRecord:
     """1.0 if the final answer of `text` equals `answer`, else 0.0; None if `answer` itself cannot be parsed.
 
     The final answer is the last complete \\boxed{}, or else what follows the last "answer is". An answer that is
-    missing, unparsable, refused by the screen, or slower than math-verify's time limits is wrong; the reason says which.
+    missing, unparsable, refused by the screen or slower than math-verify's time limits is wrong; `reason` says which.
     `answer` may be an expression, or a solution that ends in \\boxed{...} or in "#### ...". A percent sign is ignored.
     Raises InfrastructureError off the main thread, where those time limits cannot work.
     """
@@ -81,7 +82,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def screen(expression: str) -> str | None:
-    """Why the expression must not be given to sympy, or None. Cheap, and never wrong about ordinary answers."""
+    """Why the expression must not be given to sympy, or None. What slips through meets the deadlines."""
     if len(expression) > LONGEST_ANSWER:
         return f"has {len(expression)} characters; at most {LONGEST_ANSWER} are parsed"
     text = expression.replace("**", "^")
@@ -94,7 +95,7 @@ def screen(expression: str) -> str | None:
     of_brackets = 1  # (((9^9)^9)^9): exponents of brackets multiply
     for match in re.finditer(r"\^\s*", text):
         exponent = _operand(text, match.end())
-        if "^" in exponent or "!" in exponent:
+        if ("^" in exponent or "!" in exponent) and not _symbolic(exponent):
             return "has a tower of exponents"
         size = _product(exponent)
         if text[: match.start()].rstrip()[-1:] in (")", "}", "]"):
@@ -138,7 +139,7 @@ def _wrong(reason: str) -> RewardRecord:
 
 def _after_anchor(text: str) -> str | None:
     anchors = FINAL_ANSWER.findall(text[-2000:])
-    return anchors[-1] if anchors else None
+    return MARKDOWN_BOLD.sub(r"\1", anchors[-1]) if anchors else None
 
 
 def _group(text: str, start: int) -> str | None:
@@ -158,6 +159,11 @@ def _operand(text: str, start: int) -> str:
         return _group(text, start) or text[start:]
     match = re.compile(r"[-+]?\w+\s*[\^!]?|\S?").match(text, start)
     return match[0] if match else ""
+
+
+def _symbolic(exponent: str) -> bool:
+    """It holds a variable (or e, pi): sympy will not multiply it out."""
+    return re.search(r"\\pi|[a-zA-Z]", re.sub(r"\\(?!pi)[a-zA-Z]+", "", exponent)) is not None
 
 
 def _product(exponent: str) -> int:

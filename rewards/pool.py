@@ -28,9 +28,9 @@ from rltk.trajectory import Record, RewardRecord, Trajectory
 log = logging.getLogger("rltk.rewards")
 
 LARGEST_CHUNK = 16  # samples; more gain nothing, and what is queued behind a slow sample could run elsewhere
-ASYNC_GRACE_S = 2.0  # an async process ends its late samples itself; past this its event loop is blocked
+ASYNC_GRACE_S = 1.0  # an async process ends its late samples itself; past this its event loop is blocked
 START_ATTEMPTS = 3  # in a row, before samples are given up while no process is alive
-LONGEST_PAUSE_S = 30.0  # between two attempts
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0  # between two attempts; it doubles
 
 
 @dataclass
@@ -179,7 +179,7 @@ class RewardPool:
             log.error("attempt %d: %s", attempt, self._start_error)
             if attempt >= START_ATTEMPTS and not self._processes:
                 self._drop_queue(masked("no_process", self._start_error))
-            await asyncio.sleep(min(LONGEST_PAUSE_S, 0.25 * 2**attempt))
+            await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
 
     async def _end_process(self, process: RewardProcess) -> None:
         self._processes.discard(process)
@@ -222,7 +222,8 @@ class RewardPool:
             index, retires = RESULT.unpack_from(message)
             left.pop(index).settle(_unpickle(message[RESULT.size :]))
             process.scored += 1
-            if retires:
+            abandoned = left and all(job.result.done() for job in left.values())  # the batch gave up on them
+            if retires or abandoned:
                 self._requeue(list(left.values()))
                 return False
             if not process.concurrent:

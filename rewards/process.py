@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from rltk.errors import ConfigError
 from rltk.rewards.scorer import Scorer, ScorerSpec, load_scorer, masked, timed_out
@@ -80,15 +81,18 @@ class Server:
                 self.loop.run_until_complete(self._score_concurrently(chunk))
                 continue
             for index, job in enumerate(chunk):
-                self._answer(index, lambda job=job: self.scorer(*pickle.loads(job)))
+                self._answer(index, lambda job=job: self._score(job))
                 if self.retired:
                     return
+
+    def _score(self, job: bytes) -> Any:  # a RewardRecord, or the promise of one where the scorer is async
+        return self.scorer(*pickle.loads(job))
 
     async def _score_concurrently(self, chunk: list[bytes]) -> None:
         async def one(index: int, job: bytes) -> None:
             started = time.perf_counter()
             try:
-                record = await asyncio.wait_for(self.scorer(*pickle.loads(job)), self.deadline_s)
+                record = await asyncio.wait_for(self._score(job), self.deadline_s)
             except TimeoutError:  # the scorer's own TimeoutError is already a record
                 record = timed_out(self.spec, self.deadline_s)
             except MemoryError:

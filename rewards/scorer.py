@@ -177,6 +177,8 @@ def _import_target(path: str) -> Any:
         target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ConfigError(_missing_module(path, module_name, error)) from error
+    except MemoryError:
+        raise
     except (Exception, SystemExit) as error:  # the user's module runs here for the first time
         line = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{line.filename}:{line.lineno}"
@@ -212,7 +214,7 @@ def _build(spec: ScorerSpec, target: Any) -> Any:
     _bind(spec, target, (), spec.options)
     try:
         return target(**spec.options)
-    except ConfigError:
+    except (ConfigError, MemoryError):
         raise
     except Exception as error:
         place = _place(error, _source_file(target))

@@ -20,6 +20,8 @@ from rltk.nearest import meant
 from rltk.placement import place
 from rltk.value_checks import get, value_problems
 
+PROBE_TOKENS = 1  # the probe scores a sequence by sampling one token more
+
 
 def check(config: Config, training: bool = True) -> list[str]:
     """Warnings, for a run that can start; ConfigError with every problem, for one that cannot.
@@ -183,12 +185,13 @@ def _sizes(config: Config) -> list[str]:
     prompt, response = config.task.max_prompt_tokens, config.task.max_response_tokens
     model = facts(Path(config.model.path))
     total = f"task.max_prompt_tokens + task.max_response_tokens = {prompt} + {response} = {prompt + response}"
-    if model.context and prompt + response > model.context:
-        room = model.context - prompt
+    if model.context and prompt + response + PROBE_TOKENS > model.context:
+        room = model.context - PROBE_TOKENS - prompt
         fix = f"lower task.max_response_tokens to {room}" if room > 0 else "lower task.max_prompt_tokens"
         return [
-            f"{total} tokens are over the model's context of {model.context} (max_position_embeddings in "
-            f"{Path(config.model.path) / 'config.json'}); {fix}, or choose another model"
+            f"{total} tokens, and {PROBE_TOKENS} that the weight probe samples, are over the model's context of "
+            f"{model.context} (max_position_embeddings in {Path(config.model.path) / 'config.json'}); {fix}, or choose "
+            "another model"
         ]
     gib = kv_cache_gib(config, sequences=1)
     if gib is not None and gib > config.rollout.kv_cache_gib and place(config).device == "cpu":
@@ -226,5 +229,6 @@ def _warnings(config: Config) -> Iterator[str]:
     if place(config).device == "cpu" and gib is not None and gib > config.rollout.kv_cache_gib:
         yield (
             f"rollout.kv_cache_gib = {config.rollout.kv_cache_gib:g} is under the {gib:.3g} GiB that {running} "
-            f"sequences of full length take: sequences may be preempted and computed again; set rollout.kv_cache_gib={gib:.2g}"
+            f"sequences of full length take: some may be preempted and computed again; "
+            f"set rollout.kv_cache_gib={gib:.2g}"
         )

@@ -31,7 +31,7 @@ from rltk.secret import refuse_secrets
 
 # <group>=module:attribute plugs the user's own code in; this is the key that takes it in the group's `custom` choice.
 PLUGS = {"algorithm": "path", "task": "target", "reward": "path"}
-PLUG = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+PLUG = re.compile(r"[A-Za-z_][\w.]*(?<!\.py):[A-Za-z_][\w.]*")  # a module, not a file
 FREE_KEYS = ("correction_options",)  # mappings whose entries the receiver checks
 
 

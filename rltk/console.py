@@ -20,8 +20,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-STAGES = ("generate", "reward", "logprobs", "train", "sync", "evaluate", "checkpoint", "other")
-STAGE_COLOURS = ("blue", "magenta", "cyan", "green", "yellow", "red", "white", "bright_black")
+from rltk.time_ledger import STAGES
+
+STAGE_COLOURS = ("blue", "magenta", "cyan", "green", "yellow", "red", "bright_black")
 STEP_PHASES = {"generate", "reward", "logprobs", "train", "sync"}  # those of every step, too many for plain lines
 BAR_CELLS = 24
 RECENT_STEPS = 10  # the ETA is the mean of so many
@@ -101,10 +102,10 @@ class Console:
         return " | ".join(filter(None, [f"step {self._step}/{self.total}", *shown, seconds, left]))
 
     def _evaluation_text(self) -> str:
-        names = [key for key, value in self._evaluation.items() if isinstance(value, float) and "@" in key]
-        shown = [f"{key} {self._evaluation[key]:.1%}" for key in [*names, "greedy"] if key in self._evaluation]
+        average = next((key for key in self._evaluation if key.startswith("avg@") and not key.endswith("_ci")), "")
+        shown = [f"{key} {self._evaluation[key]:.1%}" for key in (average, "greedy") if key in self._evaluation]
         levels = self._evaluation.get("levels") or {}
-        by_level = [f"{level} {next(iter(values.values())):.0%}" for level, values in levels.items() if values]
+        by_level = [f"{level} {values[average]:.0%}" for level, values in levels.items() if average in values]
         return ", ".join(shown) + (f" ({', '.join(by_level)})" if by_level else "")
 
     def _panel(self) -> RenderableType:
@@ -137,7 +138,7 @@ class Console:
         """The last step's seconds by stage, as a bar and its legend."""
         total = self._row["time/step"]
         bar, legend, before = Text(), Text(no_wrap=True), 0.0
-        for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):
+        for stage, colour in zip((*STAGES, "other"), STAGE_COLOURS, strict=True):
             share = self._row.get(f"time/{stage}", 0.0) / total if total > 0 else 0.0
             bar.append("█" * (round(BAR_CELLS * (before + share)) - round(BAR_CELLS * before)), style=colour)
             before += share

@@ -12,11 +12,14 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` atomically: written beside it, flushed to disk, renamed over it, the folder flushed too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if writing failed
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -46,6 +46,7 @@ class Tracker:
         self.console = Console(total=config.steps, live=config.tracker.console)
         self.wandb_id = (wandb_id or _new_id()) if config.tracker.name == "wandb" else None
         self._follower: subprocess.Popen | None = None
+        self._told: int | None = None  # the follower's exit code, once it was said
         self._begun = time.time()
         for name in FILES:
             rewind(self.run_dir / f"{name}.jsonl")
@@ -88,15 +89,16 @@ class Tracker:
         """Give the terminal back, let W&B take in what is written (`WANDB_DEADLINE_S` at most). May be called twice."""
         self.console.close()
         follower, self._follower = self._follower, None
-        if follower is None or follower.stdin is None:
+        if follower is None:
             return
         try:
+            assert follower.stdin is not None
             follower.stdin.close()  # its sign to finish
             code = follower.wait(WANDB_DEADLINE_S)
         except (OSError, subprocess.TimeoutExpired):
             code = f"no answer within {WANDB_DEADLINE_S:.0f} s"
             _kill_group(follower)
-        if code != 0:
+        if code not in (0, self._told):
             self._wandb_failed(code)
 
     def _append(self, name: str, step: int, row: dict[str, Any]) -> None:
@@ -109,9 +111,9 @@ class Tracker:
             return
         if self._follower is None:
             self._follower = self._start_follower()
-        if self._follower.poll() is not None and self._follower.stdin is not None:
-            self._follower.stdin = None
-            self._wandb_failed(self._follower.returncode)
+        elif self._follower.poll() not in (None, self._told):
+            self._told = self._follower.returncode
+            self._wandb_failed(self._told)
 
     def _start_follower(self) -> subprocess.Popen:
         settings = {
@@ -132,11 +134,11 @@ class Tracker:
                 start_new_session=True,  # Ctrl-C is for the run; its group can be ended as a whole
             )
         assert follower.stdin is not None
-        follower.stdin.write(json.dumps(settings).encode() + b"\n")  # far below the size of a pipe: never waits
-        follower.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died at once; the next row's look will tell
+            os.write(follower.stdin.fileno(), json.dumps(settings).encode() + b"\n")  # far below a pipe's size: no wait
         return follower
 
-    def _wandb_failed(self, code: int | str) -> None:
+    def _wandb_failed(self, code: int | str | None) -> None:
         self.console.message(f"W&B stopped ({code}); the JSONL files go on. See {self.run_dir / 'wandb.log'}")
 
 

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from rltk.errors import MismatchError
 from rltk.learner.learner import Learner
+from rltk.learner.packing import pack
 from rltk.rollout import weight_file
 from rltk.trajectory import Version
 
@@ -66,7 +68,7 @@ def save(learner: Learner, path: str) -> None:
     """fp32 weights, Adam moments, counters and torch's random state, to one file by rank 0. Collective."""
     state: dict[str, Any] = {"optimizer_steps": learner.optimizer_steps, "rng": torch.get_rng_state(), "parameters": {}}
     for name, parameter in learner.policy.model.named_parameters():
-        state["parameters"][name] = {key: value.cpu() for key, value in _optimizer_state(learner, parameter).items()}
+        state["parameters"][name] = {key: value.cpu() for key, value in _full_state(learner, parameter).items()}
     if learner.rank == 0:
         torch.save(state, path)
     dist.barrier()
@@ -79,6 +81,8 @@ def load(learner: Learner, path: str) -> None:
     if set(own) != set(state["parameters"]):
         odd = sorted(set(own) ^ set(state["parameters"]))[:3]
         raise MismatchError(f"checkpoint {path} is of another model: parameters differ, for example {odd}")
+    if state["optimizer_steps"] and learner.optimizer_steps == 0:
+        _create_moments(learner)
     for name, parameter in own.items():
         _restore(learner, parameter, state["parameters"][name], state["optimizer_steps"])
     learner.optimizer_steps = state["optimizer_steps"]
@@ -90,20 +94,31 @@ def _plain(learner: Learner) -> bool:
     return learner.settings.zero_stage == 0 and learner.settings.dtype == "float32"
 
 
-def _optimizer_state(learner: Learner, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    """{"weight": fp32, "exp_avg": ..., "exp_avg_sq": ...}, whole."""
+def _full_state(learner: Learner, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """{"weight": fp32, "exp_avg": ..., "exp_avg_sq": ...}, whole; no moments before the first optimizer step."""
+    moments = MOMENTS if learner.optimizer_steps else ()
     if _plain(learner):
-        moments = learner.engine.optimizer.state.get(parameter, {})
-        found = {key: moments.get(key, torch.zeros_like(parameter)) for key in MOMENTS}
+        found = {key: learner.engine.optimizer.state[parameter][key] for key in moments}
         return {"weight": parameter.detach(), **found}
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+    found = {key: safe_get_full_optimizer_state(parameter, key) for key in moments}
     return {"weight": safe_get_full_fp32_param(parameter), **found}
+
+
+def _create_moments(learner: Learner) -> None:
+    """DeepSpeed makes Adam's moments in the first step: take one with zero gradient and zero rate, which moves nothing."""
+    packed = pack([(np.asarray([0, 0]), np.asarray([False, True]))]).to(learner.device)
+    loss = learner.engine(packed)[0].sum() * 0.0
+    learner.engine.backward(loss, scale_wrt_gas=False)
+    for group in learner.engine.optimizer.param_groups:
+        group["lr"] = 0.0
+    learner.engine.step()
 
 
 def _restore(learner: Learner, parameter: nn.Parameter, saved: dict[str, torch.Tensor], steps: int) -> None:
     saved = {key: value.to(learner.device) for key, value in saved.items()}
+    moments = MOMENTS if steps else ()
     if _plain(learner):
         parameter.data.copy_(saved["weight"])
         if steps:
@@ -115,7 +130,7 @@ def _restore(learner: Learner, parameter: nn.Parameter, saved: dict[str, torch.T
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     safe_set_full_fp32_param(parameter, saved["weight"])
-    for key in MOMENTS:
+    for key in moments:
         safe_set_full_optimizer_state(parameter, saved[key], key)
     if hasattr(parameter, "ds_id"):
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):

@@ -1,4 +1,4 @@
-"""report.html: a run on one self-contained page, from the files that the run left. `python -m rltk.report runs/<name>`"""
+"""report.html: a run on one self-contained page, from the files it left. `python -m rltk.report runs/<name>`"""
 
 from __future__ import annotations
 

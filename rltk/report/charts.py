@@ -9,6 +9,7 @@ import io
 import itertools
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ _INK, _MUTED, _GRID = "#000101", "#000102", "#000103"
 _PLACEHOLDERS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
     f"#00020{i}": f"var(--c{i})" for i in range(COLOURS)
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.color": _INK,
@@ -56,7 +57,7 @@ class Chart:
     note: str  # one line that says what is shown, in which unit
     svg: str
     legend: list[tuple[str, int]] = field(default_factory=list)  # (label, colour)
-    wide: bool = False
+    columns: int = 1  # how many columns of the page it takes
 
 
 def line_chart(
@@ -81,13 +82,13 @@ def band_panels(title: str, note: str, panels: list[tuple[str, Series]]) -> Char
     if not panels:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(len(panels), width=11.0)
+        figure, axes = _figure(len(panels), columns=3)
         for ax, (label, one) in zip(axes, panels, strict=True):
             _draw(ax, one)
             _finish(ax)
             ax.set_title(label, fontsize=9, loc="left")
         svg = _svg(figure)
-    return Chart(title, note, svg, wide=True)
+    return Chart(title, note, svg, columns=3)
 
 
 def stacked_chart(title: str, note: str, x: list[float], parts: dict[str, tuple[list[float], int]]) -> Chart | None:
@@ -95,7 +96,7 @@ def stacked_chart(title: str, note: str, x: list[float], parts: dict[str, tuple[
     if not x or not parts:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(1, width=7.4)
+        figure, axes = _figure(1, columns=2)
         bottom = np.zeros(len(x))
         width = 0.85 * min(np.diff(x), default=1.0)
         for values, colour in parts.values():
@@ -103,13 +104,13 @@ def stacked_chart(title: str, note: str, x: list[float], parts: dict[str, tuple[
             bottom += values
         _finish(axes[0], zero=True)
         svg = _svg(figure)
-    return Chart(title, note, svg, [(label, colour) for label, (_, colour) in parts.items()])
+    return Chart(title, note, svg, [(label, colour) for label, (_, colour) in parts.items()], columns=2)
 
 
-def _figure(columns: int, width: float = 5.4) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, 2.6), layout="constrained")
+def _figure(panels: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.6 * columns, 2.4), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     return figure, list(axes)
 
 
@@ -159,6 +160,7 @@ def _svg(figure: Figure) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # names of parts, the same in every chart; clip paths keep theirs
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # the page's font, not matplotlib's

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rltk.console import STAGES
 from rltk.report.charts import COLOURS, Chart, Series, band_panels, line_chart, stacked_chart
 from rltk.report.data import Run
+from rltk.time_ledger import STAGES
 
 
 def sections(run: Run) -> list[tuple[str, list[Chart]]]:
@@ -31,7 +31,7 @@ def _learning(run: Run) -> list[Chart | None]:
         line_chart(
             "Accuracy",
             "share of right answers; band: 95 % confidence interval over problems",
-            [_metric(run, "accuracy", "training samples", 2), held_out, greedy],
+            [held_out, greedy, _metric(run, "accuracy", "training samples", 2)],
             percent=True,
         ),
         line_chart("Held-out accuracy by level", f"{average}, by difficulty", _levels(run, average), percent=True),
@@ -40,8 +40,8 @@ def _learning(run: Run) -> list[Chart | None]:
             "Right answer, wrong step",
             "flawed solutions among right answers",
             [
-                _metric(run, "flawed", "training samples", 2),
                 Series("held-out", *run.held_out("flawed"), colour=0, points=True),
+                _metric(run, "flawed", "training samples", 2),
             ],
             percent=True,
         ),
@@ -81,7 +81,12 @@ def _update(run: Run) -> list[Chart | None]:
         line_chart("Spread of log ρ", "standard deviation over tokens", [_metric(run, "log_rho/sd")], zero=True),
         line_chart("Gradient norm", "before clipping", [_metric(run, "grad_norm", colour=3)], zero=True),
         line_chart("Learning rate", "", [_metric(run, "lr", colour=4)], zero=True),
-        line_chart("Entropy", "of the policy, nats a token", [_metric(run, "entropy", colour=5)], zero=True),
+        line_chart(
+            "Entropy",
+            "of the policy, mean over tokens, as a share of log V",
+            [_metric(run, "entropy", colour=5)],
+            zero=True,
+        ),
         line_chart("Loss", "of the objective; its level has no meaning of its own", [_metric(run, "loss", colour=6)]),
         _ratios(run),
     ]
@@ -102,22 +107,32 @@ def _ratios(run: Run) -> Chart | None:
 
 
 def _mismatch(run: Run) -> list[Chart | None]:
-    tails = run.names("mismatch/tail_per_1k")
+    tails = run.names("mismatch/tail_p05/")
     return [
         line_chart(
             "KL(sampler, learner)",
             "nats a token, of the same weights in the two programs",
-            [_metric(run, "mismatch/kl", "mean", 0), _metric(run, "mismatch/kl_p05", "5th percentile", 1)],
+            [_metric(run, "mismatch/kl")],
             log=True,
         ),
         line_chart(
             "Largest gap", "largest |log μ − log old| of a token", [_metric(run, "mismatch/max", colour=3)], log=True
         ),
         line_chart(
+            "5th percentile",
+            "of log μ − log old over tokens: those that the learner finds far likelier",
+            [_metric(run, "mismatch/kl_p05", colour=1)],
+        ),
+        line_chart(
             "Tail",
-            "tokens per 1 000 whose ratio is far from 1",
-            [_metric(run, name, name.removeprefix("mismatch/"), i % COLOURS) for i, name in enumerate(tails)],
+            "sampled tokens in a thousand with min(ξ, 1/ξ) < 0.5",
+            [_metric(run, "mismatch/tail_per_1k", colour=4)],
             zero=True,
+        ),
+        line_chart(
+            "Tail by position",
+            "5th percentile of min(ξ, 1/ξ) in each thousand of positions; 1 is no mismatch",
+            [_metric(run, name, name.removeprefix("mismatch/tail_p05/"), i % COLOURS) for i, name in enumerate(tails)],
         ),
     ]
 
@@ -137,14 +152,16 @@ def _responses(run: Run) -> list[Chart | None]:
 def stages(run: Run) -> list[str]:
     """Stages of the time ledger, known ones in their usual order, then any other."""
     present = [name.removeprefix("time/") for name in run.names("time/") if name != "time/step"]
-    return [s for s in STAGES if s in present] + [s for s in present if s not in STAGES]
+    known = (*STAGES, "other")
+    return [s for s in known if s in present] + [s for s in present if s not in known]
 
 
 def _time(run: Run) -> list[Chart | None]:
     rows = [row for row in run.metrics if "time/step" in row]
     names = stages(run)
-    colours = {s: i % COLOURS for i, s in enumerate([*STAGES, *(n for n in names if n not in STAGES)])}
-    parts = {stage: ([row.get(f"time/{stage}") or 0.0 for row in rows], colours[stage]) for stage in names}
+    parts = {
+        stage: ([row.get(f"time/{stage}") or 0.0 for row in rows], index % COLOURS) for index, stage in enumerate(names)
+    }
     return [
         stacked_chart("Time ledger", "seconds of each step, by stage", [row["step"] for row in rows], parts),
         line_chart(

@@ -1,0 +1,259 @@
+"""The driver: a plain loop that decides what happens next. It owns no tensors.
+
+    ledger --jobs--> rollout pool --trajectories--> rewards --scored groups--> learner --weights--> engines
+       ^                                                                                              |
+       +------------- committed with every checkpoint <---- evaluate, checkpoint <--------------------+
+
+Synchronous (max_staleness = 0): every step samples with the weights that the step before made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from rltk.checkpoint import Checkpoints
+from rltk.config import Config
+from rltk.errors import RltkError
+from rltk.evaluation import evaluate
+from rltk.ledger import Issue, Ledger
+from rltk.learner.packing import ragged
+from rltk.learner.settings import TrainResult
+from rltk.metrics import LearnedArrays, step_metrics
+from rltk.pool import RolloutPool
+from rltk.roles import Roles
+from rltk.rollout.worker import Job, RolloutResult, Sampling
+from rltk.summary import Summary
+from rltk.sync.probe import LENGTH, TEXTS, TOLERANCE
+from rltk.sync.shared_memory import Published, SharedMemoryTransfer
+from rltk.tasks import Task
+from rltk.time_ledger import TimeLedger
+from rltk.tracker import Tracker, sample_row
+from rltk.trajectory import Record, Trajectory
+
+SAMPLES_SHOWN = 4  # trajectories a step in samples.jsonl
+
+
+class Driver:
+    """One run. `run()` trains to the end, or to an interrupt, and returns the summary's status."""
+
+    def __init__(
+        self, config: Config, folder: Path, task: Task, tracker: Tracker, roles: Roles, run_id: str
+    ) -> None:
+        assert roles.learner is not None
+        self.config, self.folder = config, folder
+        self.task, self.tracker, self.roles, self.learner = task, tracker, roles, roles.learner
+        self.clock = TimeLedger()
+        self.rollouts = RolloutPool(roles, config.deadlines.rollout, tracker.phase)
+        self.sampling = Sampling(
+            config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens
+        )
+        probe = [ids[:LENGTH] for ids in ray.get(roles.workers[0].encode.remote(TEXTS), timeout=config.deadlines.start)]
+        self.transfer = SharedMemoryTransfer(
+            self.learner, roles.engines, run_id, probe, _tolerance(config), config.deadlines.sync
+        )
+        self.checkpoints = Checkpoints(folder, config.checkpoint.keep)
+        self.ledger = Ledger(config.seed, task.size)
+        self.step, self.version = 0, (0, 0)
+        self.summary = Summary(config)
+        self.held_out: list[Record] = []
+        self._interrupted = False
+
+    def run(self) -> str:
+        """Train. Returns "finished" or "interrupted"; whatever fails is raised, with the last checkpoint in place."""
+        with _graceful_interrupt(self):
+            self.held_out = self.task.held_out(self.config.evaluation.problems)
+            resumed = self._restore()
+            self._publish()
+            if not resumed:
+                self._evaluate()
+                self._checkpoint()
+            while self.step < self.config.steps and not self._interrupted:
+                self.train_step()
+            if self._interrupted and self.step < self.config.steps:
+                self._checkpoint()
+                return "interrupted"
+            self.tracker.phase("write the model")
+            self.learner.save_hugging_face(str(self.folder / "model"))
+            return "finished"
+
+    # -- a step ------------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> None:
+        self.step += 1
+        issues = self.ledger.issue(self.config.batch.prompts, self.config.batch.samples)
+        records = {issue.index: self.task.problem(issue.index) for issue in issues}
+        rolled = self._rollout(issues, records)
+        trajectories = self._account(rolled)
+        learned = self._learn(trajectories)
+        published = self._publish()
+        last = self.step == self.config.steps
+        if last or _due(self.step, self.config.evaluation.every):
+            self._evaluate()
+        self._record(trajectories, learned, rolled, published, records)
+        if last or _due(self.step, self.config.checkpoint.every):
+            self._checkpoint()
+
+    def _rollout(self, issues: Sequence[Issue], records: dict[int, Record]) -> RolloutResult:
+        jobs = [Job(i.uid, i.group, records[i.index], i.seed(self.config.seed)) for i in issues]
+        result = self.rollouts(jobs, self.sampling)
+        self.clock.add("generate", result.generate_seconds)
+        self.clock.add("reward", result.reward_seconds)
+        return result
+
+    def _account(self, rolled: RolloutResult) -> list[Trajectory]:
+        """Enter what came back into the ledger. Samples that cannot be used end here, each with its reason."""
+        for uid in rolled.failed:
+            self.ledger.drop(uid, "broken sample")
+        for trajectory in rolled.trajectories:
+            self.ledger.score(trajectory.uid)
+        if self.config.debug.permute_rewards:
+            return _permuted(rolled.trajectories, self.config.seed, self.step)
+        return rolled.trajectories
+
+    def _learn(self, trajectories: list[Trajectory]) -> TrainResult:
+        if not trajectories:
+            raise RltkError("every sample of this step was unusable; see the failures above and the engine's log")
+        self.tracker.phase("train")
+        batch = ragged(trajectories)
+        with self.clock.stage("train"):
+            learned = self.learner.train(batch, _seed(self.config.seed, self.step))
+        # The rank timed its own passes; what is left of the call (transport) stays under train.
+        self.clock.add("logprobs", learned.seconds["logprobs"])
+        self.clock.add("train", -learned.seconds["logprobs"])
+        trained = set(learned.trained)
+        for number, trajectory in enumerate(trajectories):
+            if number in trained:
+                self.ledger.train(trajectory.uid)
+            else:
+                masked = trajectory.reward is None or trajectory.reward.value is None
+                reason = "reward unknown" if masked else "group too small"
+                self.ledger.drop(trajectory.uid, reason, trajectory.length)
+        return learned
+
+    def _publish(self) -> Published:
+        self.version = (self.version[0], self.step)
+        self.tracker.phase("sync")
+        with self.clock.stage("sync"):
+            return self.transfer.publish(self.version)
+
+    def _evaluate(self) -> None:
+        with self.clock.stage("evaluate"):
+            figures, _ = evaluate(
+                self.rollouts, self.held_out, self.config.evaluation.samples, self.sampling, self.config.seed,
+                self.config.evaluation.greedy,
+            )  # fmt: skip
+            self.tracker.evaluation(self.step, figures)
+            if self.summary.evaluated(self.step, figures):
+                self.learner.save_hugging_face(str(self.folder / "best"))
+
+    def _record(
+        self,
+        trajectories: list[Trajectory],
+        learned: TrainResult,
+        rolled: RolloutResult,
+        published: Published,
+        records: dict[int, Record],
+    ) -> None:
+        levels = [records[int(t.uid.split("/")[1])].level for t in trajectories]
+        row = step_metrics(trajectories, LearnedArrays(learned.old, learned.new, learned.entropy), levels)
+        row |= learned.metrics
+        for name in ("log_rho", "log_ratio"):
+            if f"{name}/square" in row:
+                row[f"{name}/sd"] = max(0.0, row.pop(f"{name}/square") - row[f"{name}/mean"] ** 2) ** 0.5
+        row |= {"probe/max": published.probe.largest, "probe/mean": published.probe.mean}
+        row |= {"weight_version": float(self.step), "failed": float(len(rolled.failed))}
+        row |= {f"dropped/{reason}": float(count) for reason, count in self.ledger.dropped.items()}
+        times = self.clock.close()
+        sampled = sum(t.length for t in trajectories)
+        row |= times
+        row["tokens_per_s/rollout"] = sampled / max(times["time/generate"], 1e-9)
+        row["tokens_per_s/learner"] = learned.tokens / max(times["time/train"] + times["time/logprobs"], 1e-9)
+        self.summary.trained(row, sampled, sum(trajectories[i].length for i in learned.trained))
+        self.tracker.log(self.step, row)
+        shown = trajectories[:: max(1, len(trajectories) // SAMPLES_SHOWN)][:SAMPLES_SHOWN]
+        self.tracker.samples(self.step, [sample_row(t, records[int(t.uid.split("/")[1])]) for t in shown])
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        self.tracker.phase("checkpoint")
+        state = {
+            "step": self.step,
+            "version": list(self.version),
+            "ledger": self.ledger.state(),
+            "summary": self.summary.state(),
+        }
+        self.checkpoints.save(self.step, state, self.learner.save)
+
+    def _restore(self) -> bool:
+        """Go on from the newest checkpoint, if the run is a resumed one and has any."""
+        found = self.checkpoints.latest() if self.config.resume == "auto" else None
+        if found is None:
+            return False
+        state, learner_file = found
+        self.tracker.phase(f"resume from step {state['step']}")
+        self.tracker.rollback(state["step"])
+        self.learner.load(learner_file)
+        self.step = state["step"]
+        self.version = (state["version"][0] + 1, state["step"])  # another incarnation: versions never repeat
+        self.ledger = Ledger.restore(state["ledger"])
+        self.summary.restore(state["summary"])
+        return True
+
+    def interrupt(self) -> None:
+        """Ask the run to stop after the step that is under way."""
+        self._interrupted = True
+        self.tracker.console.message("interrupted: finishing this step, then a checkpoint. Ctrl-C again stops at once.")
+
+
+class _graceful_interrupt:
+    """The first SIGINT or SIGTERM lets the step finish; a second one raises KeyboardInterrupt."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.seen = driver, 0
+
+    def __enter__(self) -> None:
+        def handle(signum: int, frame: Any) -> None:
+            self.seen += 1
+            if self.seen > 1:
+                raise KeyboardInterrupt
+            self.driver.interrupt()
+
+        with suppress(ValueError):  # not on the main thread: whoever runs us there handles signals
+            self.before = [(s, signal.signal(s, handle)) for s in (signal.SIGINT, signal.SIGTERM)]
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in getattr(self, "before", []):
+            signal.signal(number, handler)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _seed(run_seed: int, step: int) -> int:
+    """The minibatch shuffle's seed: a function of run and step, so that a resumed run shuffles alike."""
+    return int.from_bytes(hashlib.blake2b(f"{run_seed}/minibatch/{step}".encode(), digest_size=8).digest(), "big")
+
+
+def _tolerance(config: Config) -> tuple[float, float]:
+    """Of the probe. The looser of the two sides' precisions counts."""
+    loose = "bfloat16" if "bfloat16" in (config.rollout.dtype, config.learner.dtype) else "float32"
+    largest, mean = TOLERANCE[loose]
+    return config.sync.probe_max or largest, config.sync.probe_mean or mean
+
+
+def _permuted(trajectories: list[Trajectory], seed: int, step: int) -> list[Trajectory]:
+    """The control: rewards dealt out anew over the whole batch, so that they say nothing about the sample."""
+    from dataclasses import replace
+
+    order = np.random.default_rng(_seed(seed, step)).permutation(len(trajectories))
+    return [replace(t, reward=trajectories[other].reward) for t, other in zip(trajectories, order, strict=True)]

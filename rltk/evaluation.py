@@ -1,0 +1,58 @@
+"""Held-out evaluation: the same engine, worker and reward path as training; nothing is learned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rltk.rollout.worker import Job, RolloutResult, Sampling
+from rltk.statistics import evaluate_summary
+from rltk.trajectory import Record, Trajectory
+
+
+class Rollouts(Protocol):
+    """What rolls jobs out (the driver's pool of workers)."""
+
+    def __call__(self, jobs: Sequence[Job], sampling: Sampling, what: str) -> RolloutResult: ...
+
+
+def evaluate(
+    rollouts: Rollouts, records: Sequence[Record], samples: int, sampling: Sampling, seed: int, greedy: bool
+) -> tuple[dict[str, Any], list[Trajectory]]:
+    """`samples` samples a problem at the sampling temperature, and one greedy answer if asked for.
+
+    Returns `rltk.statistics.evaluate_summary`'s figures, and the trajectories. Seeds depend on (seed, problem, sample)
+    alone, so that two evaluations of the same weights are the same.
+    """
+    jobs = [_job(record, sample, seed) for record in records for sample in range(samples)]
+    drawn = rollouts(jobs, sampling, "evaluate").trajectories
+    answers: list[Trajectory] = []
+    if greedy:
+        at_zero = Sampling(0.0, sampling.max_prompt_tokens, sampling.max_response_tokens)
+        answers = rollouts([_job(record, -1, seed) for record in records], at_zero, "evaluate greedy").trajectories
+    verdicts = {t.uid: t.reward for t in (*drawn, *answers) if t.reward is not None}
+
+    def verdict(record: Record, sample: int, field: str) -> bool | None:
+        found = verdicts.get(_uid(record, sample))
+        return None if found is None else getattr(found, field)
+
+    figures = evaluate_summary(
+        [[verdict(r, s, "correct") for s in range(samples)] for r in records],
+        [r.level for r in records] if any(r.level for r in records) else None,
+        [verdict(r, -1, "correct") for r in records] if greedy else None,
+        [[verdict(r, s, "flawed") for s in range(samples)] for r in records],
+    )
+    if drawn:
+        figures["length"] = sum(t.length for t in drawn) / len(drawn)
+        figures["truncated"] = sum(t.truncated for t in drawn) / len(drawn)
+    return figures, drawn
+
+
+def _uid(record: Record, sample: int) -> str:
+    return f"held-out/{record.id}/{sample}"
+
+
+def _job(record: Record, sample: int, seed: int) -> Job:
+    digest = hashlib.blake2b(f"held-out/{seed}/{record.id}/{sample}".encode(), digest_size=8).digest()
+    return Job(_uid(record, sample), record.id, record, int.from_bytes(digest, "big") % (1 << 31))

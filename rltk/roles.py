@@ -1,0 +1,107 @@
+"""The actors of a run: how each is started and where."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rltk import watch
+from rltk.config import Config
+from rltk.learner.group import LearnerGroup
+from rltk.learner.settings import learner_settings
+from rltk.placement import Placement
+from rltk.rewards.actor import RewardWorker
+from rltk.rewards.scorer import ScorerSpec
+from rltk.rollout.actor import EngineActor
+from rltk.rollout.engine import EngineOptions
+from rltk.rollout.worker import RolloutWorker
+
+
+def scorer_spec(config: Config) -> ScorerSpec:
+    """What the reward processes load: the task's own rule, or the user's function."""
+    if config.reward.path is not None:
+        return ScorerSpec(config.reward.path, dict(config.reward.options), "function")
+    limits = {
+        "max_prompt_tokens": config.task.max_prompt_tokens,
+        "max_response_tokens": config.task.max_response_tokens,
+    }
+    # An answer that the task's own rule cannot score in time is a wrong answer; a user's function may just be slow.
+    return ScorerSpec(config.task.target, {**limits, **config.task.options}, "task", on_timeout="wrong")
+
+
+def engine_options(config: Config, placement: Placement) -> EngineOptions:
+    return EngineOptions(
+        model=config.model.path,
+        dtype=config.rollout.dtype,
+        # One token of room, because the probe samples one.
+        context=config.task.max_prompt_tokens + config.task.max_response_tokens + 1,
+        device=placement.device,
+        max_sequences=config.rollout.max_sequences,
+        kv_cache_gib=config.rollout.kv_cache_gib,
+        gpu_memory_share=config.rollout.gpu_memory_share,
+        enforce_eager=config.rollout.enforce_eager,
+        threads=placement.engine_threads if placement.device == "cpu" else 0,
+        seed=config.seed,
+    )
+
+
+@dataclass
+class Roles:
+    """Handles of every actor; `learner` is None for an evaluation, which trains nothing."""
+
+    engines: list[Any]
+    workers: list[Any]
+    rewards: list[Any]
+    learner: LearnerGroup | None
+
+    def actors(self) -> list[Any]:
+        return [*self.engines, *self.workers, *self.rewards, *(self.learner.ranks if self.learner else [])]
+
+    def stop(self) -> None:
+        """End every actor of this run, at once. The cluster itself is left to whoever started it."""
+        for actor in self.actors():
+            ray.kill(actor)
+
+
+def start_roles(config: Config, placement: Placement, train: bool = True) -> Roles:
+    """Start every role at the same time; returns when all stand, raises what kept one from it."""
+    deadlines = {"rollout": config.deadlines.rollout, "reward": config.deadlines.reward}
+    environment = {"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}}
+    engine = ray.remote(EngineActor).options(
+        num_cpus=placement.engine_cpus, num_gpus=placement.engine_gpus, runtime_env=environment, max_concurrency=64
+    )
+    engines = [engine.remote(engine_options(config, placement)) for _ in range(config.rollout.engines)]
+    reward = config.reward
+    rewards = [
+        RewardWorker.options(num_cpus=placement.reward_cpus).remote(
+            scorer_spec(config), reward.processes, reward.deadline_s, reward.memory_gib
+        )
+        for _ in range(reward.workers)
+    ]
+    worker = ray.remote(RolloutWorker).options(num_cpus=placement.worker_cpus, runtime_env=environment)
+    workers = [
+        worker.remote(config.model.path, engines, rewards, deadlines, config.model.chat_template)
+        for _ in range(config.rollout.workers)
+    ]
+    learner = None
+    if train:
+        settings = learner_settings(config, placement.device, placement.rank_threads if placement.device == "cpu" else 0)
+        learner = LearnerGroup(
+            settings, config.learner.ranks, placement.rank_cpus, placement.rank_gpus,
+            config.deadlines.learner, config.deadlines.start,
+        )  # fmt: skip
+    roles = Roles(engines, workers, rewards, learner)
+    try:
+        waiting = [("learner", reference) for reference in (learner.start() if learner else [])]
+        waiting += [("rollout engine", e.ready.remote()) for e in engines]
+        waiting += [("rollout worker", w.ready.remote()) for w in workers]
+        waiting += [("reward worker", r.ready.remote()) for r in rewards]
+        for target, reference in waiting:
+            watch.get(reference, "start", "driver", target, config.deadlines.start, peek=roles.actors())
+    except BaseException:
+        roles.stop()
+        raise
+    return roles

@@ -1,0 +1,45 @@
+"""The probe: four short fixed sequences, scored by the engine and by the learner after every sync.
+
+A checksum proves that the bytes arrived. It cannot see a tied head that was not refreshed, a weight repacked wrongly,
+or another attention kernel gone astray: only the numbers that come out can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rltk.errors import WeightMismatchError
+
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "1 + 2 = 3, 23 + 45 = 68 and 68 - 17 = 51.",
+    "def f(x):\n    return x * x  # a comment",
+    "To be, or not to be: that is the question.",
+)
+LENGTH = 24  # tokens of a sequence at most
+# (largest, mean) difference of a log-prob: rounding apart, the two sides compute the same function.
+TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (0.5, 0.03)}
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    largest: float
+    mean: float
+
+
+def compare(
+    engine: Sequence[np.ndarray], learner: Sequence[np.ndarray], largest: float, mean: float, what: str
+) -> ProbeResult:
+    """Raises WeightMismatchError, with the numbers, if the log-probs differ by more than allowed."""
+    gaps = np.abs(np.concatenate(list(engine)).astype(np.float64) - np.concatenate(list(learner)).astype(np.float64))
+    result = ProbeResult(float(gaps.max()), float(gaps.mean()))
+    if not (result.largest <= largest and result.mean <= mean):  # written so that NaN fails
+        raise WeightMismatchError(
+            f"{what}: log-probs of the probe differ from the learner's by {result.largest:.3g} at most and "
+            f"{result.mean:.3g} on average; allowed are {largest:g} and {mean:g}. The engine does not run the learner's "
+            "weights. Fix: report the model and the vLLM version; sync.probe_max and sync.probe_mean only hide it."
+        )
+    return result

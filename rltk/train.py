@@ -1,0 +1,126 @@
+"""`python -m rltk.train algorithm=ctpo`: compose, check, start the roles, train, leave a run folder behind."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from rltk import manifest
+from rltk.checks import check, run_dir
+from rltk.cli import run_entry, usage, wants_help
+from rltk.compose import load
+from rltk.config import Config
+from rltk.errors import ConfigError
+from rltk.model_folder import resolve_model
+from rltk.plan import make_plan
+from rltk.plan_view import render
+from rltk.tasks import Task, build_task
+
+
+def main(argv: list[str]) -> int:
+    if wants_help(argv):
+        print(usage())
+        return 0
+    config = resolve_model(load(argv))
+    for warning in check(config):
+        print(f"rltk: warning: {warning}", file=sys.stderr)
+    plan = make_plan(config)
+    task = build_task(config.task)
+    if config.dry_run:
+        print(render(plan))
+        return 0
+    _check_code(config, task)
+    folder = run_dir(config)
+    record, resumed = _open(folder, config)
+    return _train(config, plan, folder, task, record, resumed)
+
+
+def _check_code(config: Config, task: Task) -> None:
+    """Everything that needs torch or the user's modules, before Ray starts."""
+    from rltk.algorithms import build_correction, build_objective
+    from rltk.rewards.scorer import check_scorer
+    from rltk.roles import scorer_spec
+
+    try:
+        correction = build_correction(config.correction, **config.correction_options)
+        options = {"reference": config.ratio.reference, **config.algorithm.options}
+        build_objective(config.algorithm.path or config.algorithm.name, correction=correction, **options)
+    except ValueError as error:
+        raise ConfigError(f"algorithm={config.algorithm.path or config.algorithm.name}: {error}") from error
+    check_scorer(scorer_spec(config))
+    _check_prompts(config, task)
+
+
+def _check_prompts(config: Config, task: Task) -> None:
+    """A file's prompts may be too long for the run: known now, not in the middle of it."""
+    if task.size is None:  # a generated task keeps its own limits
+        return
+    from rltk.rollout.tokens import check_template, load_tokenizer, render_prompt
+
+    tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
+    check_template(tokenizer)
+    limit = config.task.max_prompt_tokens
+    records = (task.problem(index) for index in range(task.size))
+    long = [(r.id, n) for r in records if (n := len(render_prompt(tokenizer, r.messages))) > limit]
+    if long:
+        worst = max(long, key=lambda item: item[1])
+        raise ConfigError(
+            f"{len(long)} of {task.size} prompts have more than task.max_prompt_tokens={limit} tokens; the longest is "
+            f"{worst[0]} with {worst[1]}. Fix: task.max_prompt_tokens={worst[1]}, or take them out of the data."
+        )
+
+
+def _open(folder: Path, config: Config) -> tuple[dict[str, Any], bool]:
+    """The run's manifest, written; and whether a run of that name is there to go on with."""
+    resumed = config.resume == "auto" and (folder / "manifest.json").is_file()
+    record = manifest.make_manifest(config, None)
+    if resumed:
+        old = manifest.read(folder)
+        accepted = manifest.check_resume(old, record)
+        record |= {"created": old["created"], "wandb_id": old["wandb_id"]}
+        record["resumes"] = [*old.get("resumes", []), {"accepted": accepted}]
+        for difference in accepted:
+            print(f"rltk: resuming with a difference that does not change results: {difference}", file=sys.stderr)
+    return record, resumed
+
+
+def _train(config: Config, plan: Any, folder: Path, task: Task, record: dict[str, Any], resumed: bool) -> int:
+    from rltk import report
+    from rltk.cluster import connect
+    from rltk.driver import Driver
+    from rltk.roles import start_roles
+    from rltk.tracker import Tracker
+
+    tracker = Tracker(folder, config, record["wandb_id"])
+    manifest.write(folder, config, record | {"wandb_id": tracker.wandb_id})
+    status, driver, problem = "failed", None, ""
+    try:
+        tracker.phase("start Ray")
+        with connect(config.cluster, plan.placement) as logs:
+            tracker.phase("start the roles")
+            roles = start_roles(config, plan.placement)
+            try:
+                driver = Driver(config, folder, task, tracker, roles, f"{config.name}-{secrets.token_hex(4)}")
+                status = driver.run()
+            except BaseException as error:
+                tracker.console.message(f"the roles' logs are in {logs}")
+                problem = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                roles.stop()
+    finally:
+        if driver is None:
+            tracker.close()
+        else:
+            ledger = {"issued": driver.ledger.issued, "trained": driver.ledger.trained, "dropped": driver.ledger.dropped}
+            summary = driver.summary.result(status, driver.version, record["config_hash"], ledger)
+            tracker.finish(summary | ({"error": problem} if problem else {}))
+            report.build(folder)
+    print(f"{status}: {folder}  (report.html, summary.json, model/)" if status == "finished" else f"{status}: {folder}")
+    return 0 if status == "finished" else 130
+
+
+if __name__ == "__main__":
+    run_entry(main)
