@@ -17,6 +17,8 @@ from rltk.algorithms.objective import Objective
 class GRPO(Objective):
     """Options: those of `Objective`, with its defaults. `dual_clip` c > 1 bounds the loss by -A c where A < 0."""
 
+    default_minibatches = 4
+
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         advantage = self.token_advantage(batch)
         return clipped_loss(self.ratio(batch), advantage, 1 - self.clip_low, 1 + self.clip_high, self.dual_clip)

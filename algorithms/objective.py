@@ -61,7 +61,7 @@ class Objective(Configurable):
     aggregation: Aggregation = option("seq-mean-token-mean", choices=AGGREGATIONS)
     reference: Literal["old", "mu"] = option("old", choices=("old", "mu"))
 
-    default_minibatches: ClassVar[int] = 1
+    default_minibatches: ClassVar[int] = 1  # with one and reference=old every ratio is 1: a ratio method wants more
 
     def __init__(self, *, correction: Correction | None = None, **values: Any) -> None:
         super().__init__(**values)
@@ -145,13 +145,14 @@ class Objective(Configurable):
         weight, kept = self.correction(batch)
         values, logged = self.token_loss(batch)
         values = torch.where(batch.mask & kept, values * weight.detach(), 0.0)
+        loss = aggregate(values, self.correction.counted(batch, kept), totals, self.aggregation)
         logged = logged | self._ratio_metrics(batch) | self._correction_metrics(batch, weight, kept)
         if self.beta > 0:
             # Not weighted by the correction: it restrains the policy, it does not estimate the return.
             penalty, of_penalty = self.penalty(batch)
-            values = values + torch.where(batch.mask, penalty, 0.0)
+            penalty = torch.where(batch.mask, penalty, 0.0)
+            loss = loss + aggregate(penalty, batch.mask, totals, self.aggregation)
             logged = logged | of_penalty
-        loss = aggregate(values, self.correction.counted(batch, kept), totals, self.aggregation)
         return loss, {name: _share(name, value.detach(), batch.mask, totals) for name, value in logged.items()}
 
     def _check(self, batch: TokenBatch, totals: Totals) -> None:

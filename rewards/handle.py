@@ -135,6 +135,8 @@ class RewardProcess:
 
     async def kill(self) -> str:
         """End the process and its children, whatever they do; says how the process ended. May be called twice."""
+        if self._reading is not None:
+            self._reading.cancel()
         if self._popen.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)  # before it is reaped: its id cannot be another's yet
@@ -144,8 +146,6 @@ class RewardProcess:
             await asyncio.sleep(0.01)
         else:
             log.error("reward process %d did not end within 5 s of SIGKILL; it is left behind", self.pid)
-        if self._reading is not None:
-            self._reading.cancel()
         if self._writer is not None:
             self._writer.transport.abort()
         self._socket.close()

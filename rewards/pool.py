@@ -31,6 +31,7 @@ LARGEST_CHUNK = 16  # samples; more gain nothing, and what is queued behind a sl
 ASYNC_GRACE_S = 1.0  # an async process ends its late samples itself; past this its event loop is blocked
 START_ATTEMPTS = 3  # in a row, before samples are given up while no process is alive
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0  # between two attempts; it doubles
+CLOSED = masked("not_scored", "not scored: the reward pool was closed")
 
 
 @dataclass
@@ -84,8 +85,8 @@ class RewardPool:
 
     async def warm_up(self) -> None:
         """Start the processes and wait until each has loaded the scorer. Raises InfrastructureError if one cannot."""
-        self._open()
         while len(self._processes) < self._size:
+            self._open()
             if self._start_error:
                 raise InfrastructureError(self._start_error)
             await asyncio.sleep(0.01)
@@ -127,12 +128,12 @@ class RewardPool:
         return "\n".join([f"reward pool: {self.stats()}", *parts])
 
     async def close(self) -> None:
-        """Kill every process. Samples still queued are masked."""
+        """Kill every process. Samples not scored yet are masked."""
         self._closed = True
         for slot in self._slots:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
-        self._drop_queue(masked("not_scored", "not scored: the reward pool was closed"))
+        self._drop_queue(CLOSED)
 
     def _open(self) -> None:
         if self._closed:
@@ -143,6 +144,7 @@ class RewardPool:
     async def _slot(self) -> None:
         """Keep one process alive and fed."""
         process = None
+        chunk: list[Job] = []
         try:
             while True:
                 process = process or await self._start_process()
@@ -156,7 +158,9 @@ class RewardPool:
                     healthy = False
                 if not healthy or process.scored >= self._samples_per_process:
                     process = await self._end_process(process)
-        finally:
+        finally:  # the pool is closing
+            for job in chunk:
+                job.settle(CLOSED)
             if process is not None:
                 await self._end_process(process)
 

@@ -53,10 +53,10 @@ def check_scorer(spec: ScorerSpec) -> None:
 
     Raises ConfigError naming the module, attribute or option that is wrong and the nearest one there is.
     """
-    load_scorer(spec)
+    load_scorer(spec, warm_up=False)
 
 
-def load_scorer(spec: ScorerSpec) -> Scorer:
+def load_scorer(spec: ScorerSpec, warm_up: bool = True) -> Scorer:
     """The scorer as a function (trajectory, record) -> RewardRecord; an async function where the user's is one.
 
     What the scorer raises or returns wrongly becomes a record without a value; only MemoryError and KeyboardInterrupt
@@ -64,7 +64,7 @@ def load_scorer(spec: ScorerSpec) -> Scorer:
     """
     target = _import_target(spec.target)
     if spec.kind == "task":
-        return _task_scorer(spec, target)
+        return _task_scorer(spec, target, warm_up)
     if inspect.isclass(target):
         function, keywords = _build(spec, target), {}
         _check_call(spec, function)
@@ -103,11 +103,11 @@ def as_record(value: Any) -> RewardRecord:
     return RewardRecord(number, reason="scored", correct=number >= 1.0)
 
 
-def _task_scorer(spec: ScorerSpec, target: Any) -> Scorer:
+def _task_scorer(spec: ScorerSpec, target: Any, warm_up: bool) -> Scorer:
     task = _build(spec, target)
     if not callable(getattr(task, "score", None)):
         raise ConfigError(f"reward: {spec.target} has no method score(record, text), which a rule needs")
-    if hasattr(task, "warm_up"):
+    if warm_up and hasattr(task, "warm_up"):
         task.warm_up()
     source = _source_file(target)
     return lambda trajectory, record: _guard(lambda: task.score(record, trajectory.text), source)

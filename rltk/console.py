@@ -23,7 +23,7 @@ from rich.text import Text
 from rltk.time_ledger import STAGES
 
 STAGE_COLOURS = ("blue", "magenta", "cyan", "green", "yellow", "red", "bright_black")
-STEP_PHASES = {"generate", "reward", "logprobs", "train", "sync"}  # those of every step, too many for plain lines
+STEP_PHASES = {"generate", "reward", "logprobs", "train", "sync", "checkpoint"}  # too many for plain lines
 BAR_CELLS = 24
 RECENT_STEPS = 10  # the ETA is the mean of so many
 # label, metric, format

@@ -126,7 +126,7 @@ def _ray_environment() -> list[Finding]:
         fix = "set RAY_AUTH_MODE to token or disabled: Ray takes the file as a wish for authentication"
         findings.append(Finding("note", "Ray authentication", f"{token} is there, RAY_AUTH_MODE is not set", fix))
     if "RAY_ADDRESS" in os.environ:
-        fix = "a run with cluster=local does not join it; cluster=existing does"
+        fix = "runs join this cluster; unset it for a cluster of their own"
         findings.append(Finding("note", "RAY_ADDRESS", os.environ["RAY_ADDRESS"], fix))
     return findings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rltk.cli import run_entry
 from rltk.errors import ConfigError
-from rltk.nearest import nearest
+from rltk.nearest import meant
 
 FOLDERS = {"final": "model", "best": "best"}  # best: by held-out accuracy
 USAGE = "usage: python -m rltk.export runs/<name> out=<folder> [which=final|best]"
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
-    options = dict(argument.partition("=")[::2] for argument in argv[1:])
+    options = {key: value for key, _, value in (argument.partition("=") for argument in argv[1:])}
     for key in options.keys() - {"out", "which"}:
-        raise ConfigError(f"{key!r} is no option of export; did you mean {nearest(key, ['out', 'which'])}? {USAGE}")
+        raise ConfigError(f"{key!r} is no option of export{meant(key, ('out', 'which'))}. {USAGE}")
     if not options.get("out"):
         raise ConfigError(f"out=<folder> is missing. {USAGE}")
     print(export(Path(argv[0]), Path(options["out"]), options.get("which", "final")))

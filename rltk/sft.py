@@ -36,17 +36,20 @@ def train(
     warmup: int = 0,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
+    compiled: bool = False,
     log=print,
 ) -> None:
     """Minimise the mean cross-entropy of the labelled tokens with AdamW: one optimizer step a batch, `steps` in all.
 
     The learning rate (of one step) rises linearly over `warmup` steps, then falls to 0 along a cosine. Rows are padded
-    on the right, where a causal model needs no attention mask. Works for any causal LM of transformers.
+    on the right, where a causal model needs no attention mask. Works for any causal LM of transformers; `compiled` runs it
+    through torch.compile (two to four times faster for a small model on a GPU).
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=device.type == "cuda"
     )
+    summed_loss = torch.compile(_summed_loss, dynamic=True) if compiled else _summed_loss
     model.train()
     began = time.monotonic()
     for step, micro_batches in zip(range(steps), batches, strict=False):
@@ -57,10 +60,7 @@ def train(
         mean_loss = torch.zeros((), device=device)
         for ids, labels in micro_batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-            )
+                loss = summed_loss(model, ids, labels)
             (loss / tokens).backward()
             mean_loss += loss.detach() / tokens
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -70,8 +70,13 @@ def train(
             log(f"step {step + 1}/{steps}  loss {mean_loss.item():.4f}  {time.monotonic() - began:.0f} s")
 
 
+def _summed_loss(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).float()
+    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+
+
 @torch.no_grad()
-def measure(model, tokenizer, task: Task, problems: int, samples: int, rows: int = 1024) -> dict:
+def measure(model, tokenizer, task: Task, problems: int, samples: int, rows: int = 2048) -> dict:
     """Accuracy on held-out problems: `samples` a problem at T = 1, or greedy where `samples` is 0.
 
     Returns accuracy, the flawed share of the right answers, mean tokens of a response, and accuracy by level.
@@ -183,7 +188,7 @@ def run(config: dict) -> None:
     sizes = [part["batch"] for part in config["tasks"].values()]
     batches = mixed_batches(examples, sizes, config["seed"], config["tokens_per_micro_batch"], device)
     options = {key: config[key] for key in ("steps", "lr", "warmup", "weight_decay", "max_grad_norm")}
-    train(model, batches, **options, log=lambda line: print(line, flush=True))
+    train(model, batches, **options, compiled=device == "cuda", log=lambda line: print(line, flush=True))
     save(model, tokenizer, config["out"])
 
     model.float()  # the weights as written, bfloat16, computed with in float32

@@ -51,7 +51,8 @@ class Examples:
     def _pad(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         device = self.ids.device
         lengths, prompts = self.lengths[rows][:, None].to(device), self.prompts[rows][:, None].to(device)
-        at = torch.arange(int(self.lengths[rows].max()), device=device)[None]
+        width = -(-int(self.lengths[rows].max()) // 8) * 8  # kernels like multiples of 8
+        at = torch.arange(width, device=device)[None]
         here = (self.starts[rows][:, None].to(device) + at).clamp(max=len(self.ids) - 1)
         inside = at < lengths
         ids = torch.where(inside, self.ids[here].long(), self.pad)

@@ -12,7 +12,7 @@ from rltk.report.page import render
 def build(run_dir: Path | str) -> Path:
     """Write `run_dir`/report.html and return its path. Works on a run that is still going on, or that was killed.
 
-    ConfigError if the folder holds no metrics.jsonl and no evaluations.jsonl: there is nothing to report.
+    ConfigError if the folder holds neither rows nor a summary: there is nothing to report.
     """
     run = load(Path(run_dir))
     target = run.folder / "report.html"

@@ -71,7 +71,7 @@ def line_chart(
         figure, axes = _figure(1)
         for one in series:
             _draw(axes[0], one)
-        _finish(axes[0], percent, log and all(min(s.y) > 0 for s in series), zero)
+        _finish(axes[0], percent, log and _spans_decades(series), zero)
         svg = _svg(figure)
     legend = [(s.label, s.colour) for s in series] if len(series) > 1 else []
     return Chart(title, note, svg, legend)
@@ -125,6 +125,12 @@ def _draw(axes: Axes, one: Series) -> None:
         return
     axes.plot(one.x, one.y, color=colour, linewidth=0.8, alpha=0.35)
     axes.plot(one.x, _smooth(one.y), style, color=colour, linewidth=1.8)
+
+
+def _spans_decades(series: list[Series]) -> bool:
+    """A log axis needs positive values and some range: on a narrow one its ticks crowd."""
+    low, high = min(min(s.y) for s in series), max(max(s.y) for s in series)
+    return low > 0 and high > 10 * low
 
 
 def _smooth(y: list[float]) -> np.ndarray:

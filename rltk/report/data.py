@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder. Every file but one of the two row files may be missing."""
+"""Reads what a run left in its folder; most of it may be missing."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def load(folder: Path) -> Run:
         manifest=_object(folder / "manifest.json"),
         config=_text(folder / "config.yaml"),
     )
-    if not run.metrics and not run.evaluations:
-        raise ConfigError(f"{folder} holds no metrics.jsonl and no evaluations.jsonl; name a run's folder, runs/<name>")
+    if not (run.metrics or run.evaluations or run.summary):
+        raise ConfigError(
+            f"{folder} holds no metrics.jsonl, evaluations.jsonl or summary.json; name a run's folder, runs/<name>"
+        )
     return run
 
 

@@ -83,7 +83,7 @@ def _update(run: Run) -> list[Chart | None]:
         line_chart("Learning rate", "", [_metric(run, "lr", colour=4)], zero=True),
         line_chart(
             "Entropy",
-            "of the policy, mean over tokens, as a share of log V",
+            "of the policy, mean over sampled tokens",
             [_metric(run, "entropy", colour=5)],
             zero=True,
         ),

@@ -16,7 +16,7 @@ _READING = (
     "Horizontal axes count training steps. Where there are two lines of one colour, the thin one is each step and the "
     "thick one the mean over its neighbours. Lines with dots are held-out evaluations."
 )
-_GOOD_STATUS = {"completed", "finished", "done", "ok", "success"}
+_STATUS = {"finished": "good", "failed": "bad"}  # css class; anything else is "warn"
 
 
 def render(run: Run) -> str:
@@ -39,11 +39,12 @@ def render(run: Run) -> str:
 
 def _header(run: Run) -> str:
     status = str(run.summary.get("status", "no summary yet"))
-    kind = "good" if status in _GOOD_STATUS else "warn"
+    kind = _STATUS.get(status, "warn")
     facts = [run.summary.get(key) for key in ("algorithm", "task", "model")]
     line = " · ".join(escape(str(fact)) for fact in facts if fact)
     name = escape(run.folder.resolve().name)
-    return f"<header><h1>{name}</h1><span class='badge {kind}'>{escape(status)}</span><p>{line}</p></header>"
+    error = f"<p class='bad'>{escape(str(run.summary['error']))}</p>" if run.summary.get("error") else ""
+    return f"<header><h1>{name}</h1><span class='badge {kind}'>{escape(status)}</span><p>{line}</p>{error}</header>"
 
 
 def _headline(run: Run) -> Iterable[tuple[str, str, str]]:

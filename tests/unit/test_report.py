@@ -81,9 +81,9 @@ def test_the_page_is_whole_and_fetches_nothing(run):
 
 
 def test_headline_and_ledger_hold_the_numbers_of_the_files(run):
-    (run / "summary.json").write_text(json.dumps({"status": "completed", "tokens_sampled": 1_250_000, "steps": 3}))
+    (run / "summary.json").write_text(json.dumps({"status": "finished", "tokens_sampled": 1_250_000, "steps": 3}))
     text = " ".join(Page(build(run).read_text()).text)
-    for expected in ("87.3%", "from 42.1%", "2.0e-06", "completed", "1.25 M", "75.0%", "25.0%"):
+    for expected in ("87.3%", "from 42.1%", "2.0e-06", "finished", "1.25 M", "75.0%", "25.0%"):
         assert expected in text, expected
 
 
@@ -100,6 +100,12 @@ def test_a_run_that_is_still_writing_is_reported_up_to_its_last_whole_row(run):
         stream.write('{"step": 4, "accu')
     assert [row["step"] for row in load(run).metrics] == [1, 2, 3]
     assert "no summary yet" in build(run).read_text()
+
+
+def test_a_run_that_failed_before_its_first_row_shows_why(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "failed", "error": "DeadlineError: engine 0"}))
+    page = Page(build(tmp_path).read_text())
+    assert "failed" in page.text and "DeadlineError: engine 0" in page.text
 
 
 def test_null_values_leave_a_gap_and_do_not_fail(run):

@@ -22,6 +22,16 @@ class Reinforce(Objective):
         return loss, {"reinforce/loss": loss}
 
 
+class CountsEverywhere(Objective):
+    """Careless about the mask: loss 1 and penalty beta on every position."""
+
+    def token_loss(self, batch):
+        return torch.ones_like(batch.old), {}
+
+    def penalty(self, batch):
+        return torch.full_like(batch.old, self.beta), {}
+
+
 class HalfWeight(Correction):
     def __call__(self, batch):
         return torch.full_like(batch.old, 0.5), batch.mask
@@ -38,6 +48,12 @@ def test_an_objective_from_outside_the_package():
     torch.testing.assert_close(gradient(objective, batch), expected)
     loss, metrics = objective.loss(batch)
     assert metrics["reinforce/loss"].item() == pytest.approx(loss.item() / batch.mask.sum().item())
+
+
+def test_what_an_objective_says_under_the_mask_is_left_out():
+    batch = random_batch(0)
+    objective = build_objective(f"{HERE}:CountsEverywhere", beta=0.5, aggregation="token-sum")
+    assert objective.loss(batch)[0].item() == pytest.approx(1.5 * batch.mask.sum().item())
 
 
 def test_a_correction_from_outside_the_package():
@@ -107,11 +123,12 @@ def test_whole_numbers_and_null_are_fine_where_they_make_sense():
 @pytest.mark.parametrize("name", ["grpo", "ctpo"])
 def test_the_configuration_says_what_the_code_does(name):
     tree = yaml.safe_load((files("rltk.conf") / "algorithm" / f"{name}.yaml").read_text())
-    assert tree.pop("name") == name and tree.pop("minibatches") == 4
-    rules = type(build_objective(name)).options()
+    kind = type(build_objective(name))
+    assert tree.pop("name") == name and tree.pop("minibatches") == kind.default_minibatches == 4
+    rules = kind.options()
     assert set(tree) == set(rules) - {"reference"}, "ratio.reference stands beside the groups"
     assert {key: rules[key].default for key in tree} == tree
-    assert type(build_objective(name, **tree)) is type(build_objective(name))
+    assert repr(build_objective(name, **tree)) == repr(build_objective(name))
 
 
 def test_the_published_defaults():

@@ -196,7 +196,3 @@ def test_a_mismatch_that_cannot_be_measured_is_refused():
     for wrong in (replace(batch, mask=torch.zeros(6, 7)), replace(batch, mu=torch.full((6, 7), torch.nan).double())):
         with pytest.raises(ValueError, match="sd.old - mu."):
             objective.prepare(wrong)
-
-
-def test_it_defaults_to_four_minibatches():
-    assert build_objective("ctpo").default_minibatches == 4

@@ -1,0 +1,102 @@
+"""`python -m rltk.evaluate model=... task=... samples=8`: avg@k, pass@k and greedy accuracy, with 95 % intervals.
+
+The same engine, prompts and scorers as in training. Prints a table and, last, one JSON line; `output=<folder>` given, it
+also writes `<folder>/<name>.evaluation.json` and the samples beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rltk.checks import check
+from rltk.cli import run_entry, wants_help
+from rltk.compose import load
+from rltk.config import Config
+from rltk.errors import ConfigError
+from rltk.files import append_jsonl, write_json
+from rltk.model_folder import resolve_model
+from rltk.placement import place
+from rltk.tasks import build_task
+
+ALIASES = {"samples": "evaluation.samples", "problems": "evaluation.problems", "greedy": "evaluation.greedy"}
+USAGE = f"""usage: python -m rltk.evaluate [model=<folder or id>] [task=<name>] [samples=8] [problems=128] [output=<folder>]
+
+Any key of `python -m rltk.train` may follow; {", ".join(f"{a} is {k}" for a, k in ALIASES.items())}."""
+
+
+def main(argv: list[str]) -> int:
+    if wants_help(argv):
+        print(USAGE)
+        return 0
+    writes = any(argument.startswith("output=") for argument in argv)
+    config = resolve_model(load(argv, ALIASES))
+    check(config, training=False)
+    task = build_task(config.task)
+    records = task.held_out(config.evaluation.problems)
+    if not records:
+        raise ConfigError(f"task={config.task.name} has no held-out problems. Fix: task.held_out or task.held_out_path.")
+    figures, rows = _evaluate(config, records)
+    _print(config, figures)
+    if writes:
+        folder = Path(config.output)
+        write_json(folder / f"{config.name}.evaluation.json", figures)
+        for row in rows:
+            append_jsonl(folder / f"{config.name}.samples.jsonl", row)
+    print(json.dumps(figures))
+    return 0
+
+
+def _evaluate(config: Config, records: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from rltk.cluster import connect
+    from rltk.evaluation import evaluate
+    from rltk.pool import RolloutPool
+    from rltk.rewards.scorer import check_scorer
+    from rltk.roles import scorer_spec, start_roles
+    from rltk.rollout.worker import Sampling
+    from rltk.tracker import sample_row
+
+    check_scorer(scorer_spec(config))
+    placement = place(dataclasses.replace(config, learner=dataclasses.replace(config.learner, ranks=0)))
+    sampling = Sampling(config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens)
+    with connect(config.cluster, placement):
+        print("starting the engine ...", file=sys.stderr)
+        roles = start_roles(config, placement, train=False)
+        try:
+            pool = RolloutPool(roles, config.deadlines.rollout, lambda what, done, total: None)
+            figures, trajectories = evaluate(
+                pool, records, config.evaluation.samples, sampling, config.seed, config.evaluation.greedy
+            )
+        finally:
+            roles.stop()
+    by_id = {record.id: record for record in records}
+    return figures, [sample_row(t, by_id[t.prompt_id]) for t in trajectories]
+
+
+def _print(config: Config, figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [n for n in figures if n.startswith(("avg@", "pass@", "greedy", "flawed", "masked")) and not n.endswith("_ci")]
+    names = [name for name in shown if name != "pass@1"]  # the same as avg@k
+    table = Table(title=f"{config.task.name} with {config.model.name}: {figures['problems']} held-out problems")
+    table.add_column("level")
+    for name in names:
+        table.add_column(name, justify="right")
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        if name not in row:
+            return "-"
+        low_high = row.get(f"{name}_ci")
+        return f"{row[name]:.1%}" + (f" [dim]{low_high[0]:.0%}-{low_high[1]:.0%}[/dim]" if low_high else "")
+
+    for level, row in {"all": figures, **figures.get("levels", {})}.items():
+        table.add_row(level, *(cell(row, name) for name in names))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_entry(main)

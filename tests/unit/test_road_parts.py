@@ -1,0 +1,104 @@
+"""Small parts of the road: weight files, checkpoints, the time ledger, the probe, the learning rate."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rltk.checkpoint import Checkpoints
+from rltk.config import Config
+from rltk.errors import WeightMismatchError
+from rltk.learner.deepspeed_config import gradient_scale, learning_rate
+from rltk.learner.settings import learner_settings
+from rltk.rollout import weight_file
+from rltk.sync.probe import compare
+from rltk.time_ledger import STAGES, TimeLedger
+
+
+def test_weights_survive_the_file_bit_for_bit_and_the_checksum_is_of_what_is_read(tmp_path):
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.arange(4)}
+    written = weight_file.write(tmp_path / "w", tensors.items(), (0, 3))
+    checksum, found = weight_file.read(tmp_path / "w")
+    assert checksum == written
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    data = bytearray((tmp_path / "w").read_bytes())
+    data[11] ^= 1
+    (tmp_path / "w").write_bytes(data)
+    assert weight_file.read(tmp_path / "w")[0] != written
+
+
+def test_a_torn_weight_file_is_refused(tmp_path):
+    weight_file.write(tmp_path / "w", [("a", torch.randn(100))], (0, 0))
+    whole = (tmp_path / "w").read_bytes()
+    (tmp_path / "w").write_bytes(whole[40:])
+    with pytest.raises(WeightMismatchError, match="holds 360 bytes of data, its footer says 400"):
+        weight_file.read(tmp_path / "w")
+
+
+def test_checkpoints_are_whole_or_absent_and_the_last_ones_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def write(path):
+        with open(path, "w") as file:
+            file.write("weights")
+
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step}, write)
+    assert checkpoints.steps() == [2, 3]
+
+    def die(path):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(4, {"step": 4}, die)
+    assert checkpoints.steps() == [2, 3]
+    state, learner_file = checkpoints.latest()
+    assert state == {"step": 3} and open(learner_file).read() == "weights"
+
+
+def test_the_time_ledger_sums_to_the_wall_time():
+    clock = TimeLedger()
+    with clock.stage("train"):
+        sum(range(10000))
+    clock.add("logprobs", 0.25)
+    clock.add("train", -0.25)
+    row = clock.close()
+    assert math.isclose(sum(row[f"time/{name}"] for name in (*STAGES, "other")), row["time/step"], abs_tol=1e-9)
+    assert row["time/logprobs"] == 0.25
+    assert clock.close()["time/train"] == 0.0
+
+
+def test_the_probe_refuses_weights_that_compute_something_else():
+    learner = [np.asarray([-1.0, -2.0]), np.asarray([-3.0])]
+    close = [learner[0] + 1e-5, learner[1]]
+    assert compare(close, learner, 1e-4, 1e-4, "engine 0").largest == pytest.approx(1e-5, rel=1e-3)
+    with pytest.raises(WeightMismatchError, match=r"engine 0.*0\.9"):
+        compare([learner[0], learner[1] + 0.9], learner, 1e-4, 1e-4, "engine 0")
+    with pytest.raises(WeightMismatchError, match="nan"):
+        compare([learner[0], np.asarray([np.nan])], learner, 1e-4, 1e-4, "engine 0")
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 10), st.integers(1, 60))
+def test_the_learning_rate_is_a_function_of_the_step(schedule, warmup, total):
+    base = learner_settings(Config(), "cpu", 1)
+    settings = replace(base, schedule=schedule, warmup_steps=warmup, total_steps=total + warmup, lr=1e-3)
+    rates = [learning_rate(settings, step) for step in range(total + warmup + 1)]
+    assert all(0 <= rate <= 1e-3 + 1e-12 for rate in rates)
+    assert all(a <= b for a, b in zip(rates[:warmup], rates[1:warmup], strict=False))
+    assert rates[warmup] == 1e-3 and all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
+    assert rates[-1] == (1e-3 if schedule == "constant" else pytest.approx(0.0, abs=1e-12))
+
+
+def test_the_loss_is_scaled_against_deepspeeds_own_average():
+    assert [gradient_scale(4, stage) for stage in range(4)] == [4.0] * 4
+    assert gradient_scale(4, 3, sequence_parallel=2) == 8.0 and gradient_scale(4, 2, sequence_parallel=2) == 4.0
+
+
+def test_settings_travel_as_plain_data():
+    settings = learner_settings(Config(), "cpu", 1)
+    assert json.loads(json.dumps(vars(settings)))["algorithm"] == "ctpo"
