@@ -143,7 +143,6 @@ class Deadlines:
 @dataclass(frozen=True)
 class Debug:
     permute_rewards: bool = False  # control: rewards shuffled across groups; nothing may be learned
-    profile: bool = False
 
 
 @dataclass(frozen=True)

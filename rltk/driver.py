@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
+from rltk import watch
 from rltk.checkpoint import Checkpoints
 from rltk.config import Config
 from rltk.errors import RltkError
@@ -55,7 +55,8 @@ class Driver:
         self.sampling = Sampling(
             config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens
         )
-        probe = [ids[:LENGTH] for ids in ray.get(roles.workers[0].encode.remote(TEXTS), timeout=config.deadlines.start)]
+        texts = watch.get(roles.workers[0].encode.remote(TEXTS), "encode the probe", "driver", "rollout worker", 60)
+        probe = [ids[:LENGTH] for ids in texts]
         self.transfer = SharedMemoryTransfer(
             self.learner, roles.engines, run_id, probe, _tolerance(config), config.deadlines.sync
         )
@@ -65,6 +66,7 @@ class Driver:
         self.summary = Summary(config)
         self.held_out: list[Record] = []
         self._interrupted = False
+        self._busy = [0.0] * len(roles.engines)
 
     def run(self) -> str:
         """Train. Returns "finished" or "interrupted"; whatever fails is raised, with the last checkpoint in place."""
@@ -171,7 +173,10 @@ class Driver:
         row |= {"probe/max": published.probe.largest, "probe/mean": published.probe.mean}
         row |= {"weight_version": float(self.step), "failed": float(len(rolled.failed))}
         row |= {f"dropped/{reason}": float(count) for reason, count in self.ledger.dropped.items()}
+        busy = self._vllm_seconds()
         times = self.clock.close()
+        inside = busy + sum(learned.seconds.values())
+        row["overhead"] = max(0.0, 1.0 - inside / times["time/step"])  # neither in vLLM nor in DeepSpeed
         sampled = sum(t.length for t in trajectories)
         row |= times
         row["tokens_per_s/rollout"] = sampled / max(times["time/generate"], 1e-9)
@@ -180,6 +185,12 @@ class Driver:
         self.tracker.log(self.step, row)
         shown = trajectories[:: max(1, len(trajectories) // SAMPLES_SHOWN)][:SAMPLES_SHOWN]
         self.tracker.samples(self.step, [sample_row(t, records[int(t.uid.split("/")[1])]) for t in shown])
+
+    def _vllm_seconds(self) -> float:
+        """Seconds since the last call that an engine spent inside vLLM; of the busiest, as engines run side by side."""
+        stats = watch.get([e.stats.remote() for e in self.roles.engines], "statistics", "driver", "rollout engines", 30)
+        before, self._busy = self._busy, [s["busy_seconds"] for s in stats]
+        return max(now - then for now, then in zip(self._busy, before, strict=True))
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

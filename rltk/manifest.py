@@ -37,7 +37,6 @@ ACCEPTED = (
     "checkpoint.",
     "evaluation.",
     "sync.",
-    "debug.profile",
     "model.name",  # what the model holds counts, by its hash; not where it lies
     "model.path",
     "model.chat_template",

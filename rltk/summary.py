@@ -10,7 +10,7 @@ from rltk.config import Config
 from rltk.time_ledger import STAGES
 
 # Averaged over the run's steps; "clip" and "log_rho" show whether the objective really was at work.
-AVERAGED = ("clip/share", "log_rho/sd", "log_ratio/sd", "entropy", "mismatch/kl", "mismatch/max", "grad_norm")
+AVERAGED = ("clip/share", "log_rho/sd", "log_ratio/sd", "entropy", "mismatch/kl", "mismatch/max", "grad_norm", "overhead")
 
 
 class Summary:

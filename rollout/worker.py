@@ -155,7 +155,7 @@ class RolloutWorker:
         worker = self.rewards[self._scored % len(self.rewards)]
         try:
             return await watch.wait(
-                worker.score.remote(pairs), f"score {len(pairs)} samples", "rollout worker", "reward worker",
+                worker.score.remote(pairs, 0.8 * self.deadlines["reward"]), f"score {len(pairs)} samples", "rollout worker", "reward worker",
                 self.deadlines["reward"], peek=lambda: worker.stacks.remote(),
             )  # fmt: skip
         except Exception as error:

@@ -62,6 +62,8 @@ def join(rank: int, ranks: int, host: str, port: int, device: str) -> None:
     )
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # An all-reduce through shared memory that DeepSpeed would compile first, for a minute. gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if device == "gpu" else "gloo", verbose=False)
 
 

@@ -6,6 +6,8 @@ from rltk.report.charts import COLOURS, Chart, Series, band_panels, line_chart, 
 from rltk.report.data import Run
 from rltk.time_ledger import STAGES
 
+CLIPS = {"share": "any bound", "high": "upper", "low": "lower", "dual": "dual", "outside": "outside"}
+
 
 def sections(run: Run) -> list[tuple[str, list[Chart]]]:
     """(heading, charts), empty sections left out."""
@@ -75,9 +77,14 @@ def _reward(run: Run) -> Chart | None:
 
 
 def _update(run: Run) -> list[Chart | None]:
-    clips = [_metric(run, name, name.removeprefix("clip/"), i % COLOURS) for i, name in enumerate(run.names("clip/"))]
+    clips = [_metric(run, f"clip/{name}", label, i) for i, (name, label) in enumerate(CLIPS.items())]
     return [
-        line_chart("Clipped tokens", "share of sampled tokens whose gradient the clip removes", clips, percent=True),
+        line_chart(
+            "Clipped tokens",
+            "share of sampled tokens whose gradient a bound takes, and of those outside the window at all",
+            clips,
+            percent=True,
+        ),
         line_chart("Spread of log ρ", "standard deviation over tokens", [_metric(run, "log_rho/sd")], zero=True),
         line_chart("Gradient norm", "before clipping", [_metric(run, "grad_norm", colour=3)], zero=True),
         line_chart("Learning rate", "", [_metric(run, "lr", colour=4)], zero=True),

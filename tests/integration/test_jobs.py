@@ -101,6 +101,7 @@ def test_the_head_asks_for_a_token(head):
     assert status_of(f"{head[0]}/api/jobs/") == 401
 
 
+@pytest.mark.timeout(JOB_DEADLINE_S + 60)
 def test_a_submitted_run_succeeds_and_leaves_its_summary(head, tmp_path):
     arguments = ["algorithm=ctpo", "experiment=smoke", "name=job", f"output={tmp_path}", "tracker=none"]
     code, output = submit(head, "python", "-m", "rltk.train", *arguments)

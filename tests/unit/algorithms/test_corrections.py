@@ -62,7 +62,7 @@ def test_at_one_step_the_corrected_gradient_is_exact():
 def test_it_reports_the_tokens_and_sequences_it_touched():
     old = torch.full((2, 4), -1.0).double()
     mu = old.clone()
-    mu[0, 0], mu[0, 1], mu[1, 3] = -2.0, -1.1, -9.0  # e > 2 truncated, 1.1 not, the last one masked out
+    mu[0, 2], mu[0, 1], mu[1, 3] = -2.0, -1.1, -9.0  # e > 2 truncated, 1.1 not, the last one masked out
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     batch = make_batch(old, old, torch.ones(2).double(), mu=mu, mask=mask)
     metrics = build_objective("grpo", correction=build_correction("tis")).loss(batch)[1]
@@ -94,6 +94,8 @@ def test_a_dropped_token_leaves_the_loss_but_not_the_totals():
     assert of["seq-mean-token-mean"].loss(batch)[0].item() == pytest.approx(-1.0)  # by its own count
     assert of["token-mean"].loss(batch)[1]["correction/tokens"].item() == pytest.approx(1 / 4)
     assert gradient(of["token-mean"], batch)[0, 0] == 0
+    after_a_prompt = replace(batch, mask=torch.tensor([[0, 1, 1, 1]]))  # what it drops was no sampled token
+    assert of["token-mean"].loss(after_a_prompt)[1]["correction/sequences"] == 0
 
 
 def test_none_reports_nothing():

@@ -1,0 +1,118 @@
+"""The road as a user takes it: the entry point, its files, its exits, a kill and a resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration.places import ROOT
+
+DEADLINE = 400  # seconds for one run; a hang is a failure, not a wait
+SMALL = ["tracker=none", "batch.prompts=4", "batch.samples=4", "evaluation.problems=4", "evaluation.samples=2"]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "rltk.train", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=DEADLINE)
+    return process.returncode, out
+
+
+def rows(folder: Path, name: str = "metrics") -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def timeless(row: dict) -> dict:
+    """What must not depend on the machine's speed."""
+    return {k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s/", "wall_time", "overhead"))}
+
+
+def read_until(process: subprocess.Popen, text: str, times: int = 1) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        times -= text in line
+        if times == 0:
+            return
+    pytest.fail(f"the run ended before it printed {text!r}:\n{''.join(seen)}")
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    """learner.ranks=2, W&B offline, a user's own reward function; the model folder loads in transformers."""
+    (tmp_path / "my_reward.py").write_text("def score(trajectory, record):\n    return float(len(trajectory.text) % 2)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "rltk.train", "experiment=smoke", "learner.ranks=2", "reward=my_reward:score",
+               "correction=tis", f"output={tmp_path}", "name=run"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "run"
+    for name in ("config.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html", "model"):
+        assert (folder / name).exists(), name
+    assert list((folder / "wandb").glob("offline-run-*"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["weight_version"]) == ("finished", 2, [0, 2])
+    assert summary["ledger"]["issued"] == summary["ledger"]["trained"] == 32
+    for row in rows(folder):
+        parts = sum(row[f"time/{s}"] for s in ("generate", "reward", "logprobs", "train", "sync", "evaluate", "other"))
+        assert parts == pytest.approx(row["time/step"], rel=1e-6)
+        assert row["grad_norm"] > 0 and row["probe/max"] < 1e-4 and row["mismatch/max"] < 1e-3
+        assert row["entropy"] > 0 and row["clip/share"] > 0 and 0 <= row["reward/constant_groups"] <= 1
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
+    assert sum(p.numel() for p in model.parameters()) > 0 and tokenizer.chat_template
+
+
+def test_killed_and_resumed_it_is_the_same_run(tmp_path):
+    """kill -9 in the middle of sampling, of training and of a sync; the metrics equal an uninterrupted run's."""
+    arguments = [*SMALL, "steps=4", "checkpoint.every=1", "evaluation.every=2", f"output={tmp_path}"]
+    code, out = finish(start(*arguments, "name=whole"))
+    assert code == 0, out
+    for phase, times in (("generate", 2), ("train", 3), ("sync", 5)):
+        process = start(*arguments, "name=cut", "resume=auto")
+        read_until(process, phase, times if phase == "generate" else 1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait(30)
+        gone, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive, f"processes of a killed run are left: {alive}"
+    code, out = finish(start(*arguments, "name=cut", "resume=auto"))
+    assert code == 0, out
+    whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
+    assert [row["step"] for row in cut] == [1, 2, 3, 4]
+    for one, other in zip(whole, cut, strict=True):
+        assert timeless(one) == timeless(other)
+    evaluations = [[timeless(row) for row in rows(tmp_path / name, "evaluations")] for name in ("whole", "cut")]
+    assert evaluations[0] == evaluations[1]
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")]
+    assert summaries[0]["ledger"] == summaries[1]["ledger"]
+    assert summaries[0]["tokens_sampled"] == summaries[1]["tokens_sampled"]
+    assert summaries[1]["weight_version"][0] > 0  # another incarnation
+
+    # The same folder with another learning rate is not the same run.
+    code, out = finish(start(*arguments, "name=cut", "resume=auto", "learner.lr=1e-3"))
+    assert code == 2 and "learner.lr" in out, out
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_no_process(tmp_path):
+    process = start(*SMALL, "steps=50", "checkpoint.every=0", "evaluation.every=0", f"output={tmp_path}", "name=run")
+    read_until(process, "step 1/")
+    children = psutil.Process(process.pid).children(recursive=True)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, out = finish(process)
+    assert code == 130, out
+    assert not psutil.wait_procs(children, timeout=60)[1]
+    steps = sorted(int(path.name[-6:]) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert steps[-1] >= 1 and steps[-1] == rows(tmp_path / "run")[-1]["step"], (steps, time.monotonic() - begun)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
