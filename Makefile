@@ -12,7 +12,7 @@ STAMP := .venv/.$(DEVICE)-ready
 DEV_STAMP := .venv/.dev-ready
 ARGS ?=
 
-.PHONY: train env test test-integration test-full bench lint format doctor clean help
+.PHONY: train env test test-full bench lint format doctor clean help
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26

@@ -188,7 +188,7 @@ def run(config: dict) -> None:
     sizes = [part["batch"] for part in config["tasks"].values()]
     batches = mixed_batches(examples, sizes, config["seed"], config["tokens_per_micro_batch"], device)
     options = {key: config[key] for key in ("steps", "lr", "warmup", "weight_decay", "max_grad_norm")}
-    train(model, batches, **options, compiled=device == "cuda", log=lambda line: print(line, flush=True))
+    train(model, batches, **options, compiled=config["compile"] and device == "cuda", log=lambda line: print(line, flush=True))
     save(model, tokenizer, config["out"])
 
     model.float()  # the weights as written, bfloat16, computed with in float32

@@ -47,6 +47,7 @@ class Tracker:
         self.wandb_id = (wandb_id or _new_id()) if config.tracker.name == "wandb" else None
         self._follower: subprocess.Popen | None = None
         self._told: int | None = None  # the follower's exit code, once it was said
+        self._closed = False  # no follower is started any more
         self._begun = time.time()
         for name in FILES:
             rewind(self.run_dir / f"{name}.jsonl")
@@ -82,12 +83,15 @@ class Tracker:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json and close. ValueError if a value is not finite: leave out what has no value."""
-        write_json(self.run_dir / "summary.json", summary)
-        self.close()
+        try:
+            write_json(self.run_dir / "summary.json", summary)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Give the terminal back, let W&B take in what is written (`WANDB_DEADLINE_S` at most). May be called twice."""
         self.console.close()
+        self._closed = True
         follower, self._follower = self._follower, None
         if follower is None:
             return
@@ -107,10 +111,14 @@ class Tracker:
 
     def _watch_follower(self) -> None:
         """Start the follower with the first row, so that a rollback comes before it; notice, once, that it died."""
-        if self.wandb_id is None:
+        if self.wandb_id is None or self._closed:
             return
         if self._follower is None:
-            self._follower = self._start_follower()
+            try:
+                self._follower = self._start_follower()
+            except OSError as error:  # no memory for a process, say
+                self._closed = True
+                self._wandb_failed(str(error))
         elif self._follower.poll() not in (None, self._told):
             self._told = self._follower.returncode
             self._wandb_failed(self._told)

@@ -68,6 +68,10 @@ class Jsonl:
     def held_out(self, count: int) -> list[Record]:
         return self._held_out[:count]
 
+    def warm_up(self) -> None:
+        """Called once in each reward process, so that loading sympy does not count against the first sample's deadline."""
+        import rltk.rewards.math  # noqa: F401
+
     def score(self, record: Record, text: str) -> RewardRecord:
         from rltk.rewards.math import score_math  # loads sympy: only where answers are scored
 

@@ -117,6 +117,16 @@ def test_wandb_that_dies_is_named_once_and_the_run_goes_on(tmp_path, monkeypatch
     assert capsys.readouterr().out.count("W&B stopped (1)") == 1
 
 
+def test_wandb_that_cannot_start_is_named_once_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    tracker = Tracker(tmp_path, config("wandb"))
+    for step in (1, 2):
+        tracker.log(step, {"x": 1.0})
+    tracker.finish({"status": "finished"})
+    assert len(read(tmp_path / "metrics.jsonl")) == 2
+    assert capsys.readouterr().out.count("W&B stopped") == 1
+
+
 def test_wandb_that_hangs_is_ended_at_the_deadline(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tracker_module, "WANDB_DEADLINE_S", 0.2)
     tracker = Tracker(tmp_path, config("wandb"))
