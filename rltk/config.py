@@ -143,6 +143,7 @@ class Deadlines:
 @dataclass(frozen=True)
 class Debug:
     permute_rewards: bool = False  # control: rewards shuffled across groups; nothing may be learned
+    die_at: str = ""  # <step>:<phase>: kill -9 oneself there (chaos tests); phases as the console names them
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Synchronous (max_staleness = 0): every step samples with the weights that the st
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -51,7 +52,7 @@ class Driver:
         self.config, self.folder = config, folder
         self.task, self.tracker, self.roles, self.learner = task, tracker, roles, roles.learner
         self.clock = TimeLedger()
-        self.rollouts = RolloutPool(roles, config.deadlines.rollout, tracker.phase)
+        self.rollouts = RolloutPool(roles, config.deadlines.rollout, self._phase)
         self.sampling = Sampling(
             config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens
         )
@@ -82,7 +83,7 @@ class Driver:
             if self._interrupted and self.step < self.config.steps:
                 self._checkpoint()
                 return "interrupted"
-            self.tracker.phase("write the model")
+            self._phase("write the model")
             self.learner.save_hugging_face(str(self.folder / "model"))
             return "finished"
 
@@ -123,7 +124,7 @@ class Driver:
     def _learn(self, trajectories: list[Trajectory]) -> TrainResult:
         if not trajectories:
             raise RltkError("every sample of this step was unusable; see the failures above and the engine's log")
-        self.tracker.phase("train")
+        self._phase("train")
         batch = ragged(trajectories)
         with self.clock.stage("train"):
             learned = self.learner.train(batch, _seed(self.config.seed, self.step))
@@ -142,7 +143,7 @@ class Driver:
 
     def _publish(self) -> Published:
         self.version = (self.version[0], self.step)
-        self.tracker.phase("sync")
+        self._phase("sync")
         with self.clock.stage("sync"):
             return self.transfer.publish(self.version)
 
@@ -192,22 +193,34 @@ class Driver:
         before, self._busy = self._busy, [s["busy_seconds"] for s in stats]
         return max(now - then for now, then in zip(self._busy, before, strict=True))
 
+    def _phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
+        """Say what is going on. `debug.die_at=<step>:<phase>` ends the process here as kill -9 would: for chaos tests."""
+        if self.config.debug.die_at == f"{self.step}:{name}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.tracker.phase(name, done, total)
+
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        self.tracker.phase("checkpoint")
+        self._phase("checkpoint")
         state = {
             "step": self.step,
             "version": list(self.version),
             "ledger": self.ledger.state(),
             "summary": self.summary.state(),
         }
-        self.checkpoints.save(self.step, state, self.learner.save)
+
+        def save(path: str) -> None:
+            self.learner.save(path)
+            self._phase("commit")
+
+        self.checkpoints.save(self.step, state, save)
 
     def _restore(self) -> bool:
         """Go on from the newest checkpoint, if the run is a resumed one and has any."""
         found = self.checkpoints.latest() if self.config.resume == "auto" else None
         if found is None:
+            self.tracker.rollback(-1)  # killed before its first checkpoint: whatever it wrote is set aside
             return False
         state, learner_file = found
         self.tracker.phase(f"resume from step {state['step']}")

