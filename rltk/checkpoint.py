@@ -58,4 +58,6 @@ class Checkpoints:
         try:
             return json.loads((folder / "state.json").read_text()), str(folder / "learner.pt")
         except (OSError, ValueError) as error:
-            raise ConfigError(f"checkpoint {folder} cannot be read ({error}). Fix: remove it to use the one before.") from error
+            raise ConfigError(
+                f"checkpoint {folder} cannot be read ({error}). Fix: remove it to use the one before."
+            ) from error

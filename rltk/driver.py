@@ -24,9 +24,9 @@ from rltk.checkpoint import Checkpoints
 from rltk.config import Config
 from rltk.errors import RltkError
 from rltk.evaluation import evaluate
-from rltk.ledger import Issue, Ledger
 from rltk.learner.packing import ragged
 from rltk.learner.settings import TrainResult
+from rltk.ledger import Issue, Ledger
 from rltk.metrics import LearnedArrays, step_metrics
 from rltk.pool import RolloutPool
 from rltk.roles import Roles
@@ -45,9 +45,7 @@ SAMPLES_SHOWN = 4  # trajectories a step in samples.jsonl
 class Driver:
     """One run. `run()` trains to the end, or to an interrupt, and returns the summary's status."""
 
-    def __init__(
-        self, config: Config, folder: Path, task: Task, tracker: Tracker, roles: Roles, run_id: str
-    ) -> None:
+    def __init__(self, config: Config, folder: Path, task: Task, tracker: Tracker, roles: Roles, run_id: str) -> None:
         assert roles.learner is not None
         self.config, self.folder = config, folder
         self.task, self.tracker, self.roles, self.learner = task, tracker, roles, roles.learner
@@ -194,7 +192,7 @@ class Driver:
         return max(now - then for now, then in zip(self._busy, before, strict=True))
 
     def _phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
-        """Say what is going on. `debug.die_at=<step>:<phase>` ends the process here as kill -9 would: for chaos tests."""
+        """Say what is going on. `debug.die_at=<step>:<phase>` ends the process here as kill -9 would (chaos tests)."""
         if self.config.debug.die_at == f"{self.step}:{name}":
             os.kill(os.getpid(), signal.SIGKILL)
         self.tracker.phase(name, done, total)

@@ -1,7 +1,7 @@
 """`python -m rltk.evaluate model=... task=... samples=8`: avg@k, pass@k and greedy accuracy, with 95 % intervals.
 
-The same engine, prompts and scorers as in training. Prints a table and, last, one JSON line; `output=<folder>` given, it
-also writes `<folder>/<name>.evaluation.json` and the samples beside it.
+The same engine, prompts and scorers as in training. Prints a table and, last, one JSON line; with `output=<folder>`
+it also writes `<folder>/<name>.evaluation.json` and the samples beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rltk.placement import place
 from rltk.tasks import build_task
 
 ALIASES = {"samples": "evaluation.samples", "problems": "evaluation.problems", "greedy": "evaluation.greedy"}
-USAGE = f"""usage: python -m rltk.evaluate [model=<folder or id>] [task=<name>] [samples=8] [problems=128] [output=<folder>]
+USAGE = f"""usage: python -m rltk.evaluate [model=<folder or id>] [task=<name>] [samples=8] [problems=128] [output=...]
 
 Any key of `python -m rltk.train` may follow; {", ".join(f"{a} is {k}" for a, k in ALIASES.items())}."""
 
@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
     task = build_task(config.task)
     records = task.held_out(config.evaluation.problems)
     if not records:
-        raise ConfigError(f"task={config.task.name} has no held-out problems. Fix: task.held_out or task.held_out_path.")
+        raise ConfigError(
+            f"task={config.task.name} has no held-out problems. Fix: task.held_out or task.held_out_path."
+        )
     figures, rows = _evaluate(config, records)
     _print(config, figures)
     if writes:
@@ -80,7 +82,9 @@ def _print(config: Config, figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = [n for n in figures if n.startswith(("avg@", "pass@", "greedy", "flawed", "masked")) and not n.endswith("_ci")]
+    shown = [
+        n for n in figures if n.startswith(("avg@", "pass@", "greedy", "flawed", "masked")) and not n.endswith("_ci")
+    ]
     names = [name for name in shown if name != "pass@1"]  # the same as avg@k
     table = Table(title=f"{config.task.name} with {config.model.name}: {figures['problems']} held-out problems")
     table.add_column("level")

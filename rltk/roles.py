@@ -88,7 +88,9 @@ def start_roles(config: Config, placement: Placement, train: bool = True) -> Rol
     ]
     learner = None
     if train:
-        settings = learner_settings(config, placement.device, placement.rank_threads if placement.device == "cpu" else 0)
+        settings = learner_settings(
+            config, placement.device, placement.rank_threads if placement.device == "cpu" else 0
+        )
         learner = LearnerGroup(
             settings, config.learner.ranks, placement.rank_cpus, placement.rank_gpus,
             config.deadlines.learner, config.deadlines.start,

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 import yaml
 
+from rltk.config import Task as TaskConfig
 from rltk.errors import ConfigError
 from rltk.models.build import build_model, build_tokenizer, save
-from rltk.sft_data import Examples, corpus, draw_examples
+from rltk.sft_data import Examples, corpus, draw_examples, pack
 from rltk.tasks import Task, build_task
-from rltk.config import Task as TaskConfig
 
 CONF = Path(__file__).parent / "conf"
-MicroBatch = tuple[torch.Tensor, torch.Tensor]  # ids [B, T], labels [B, T] (-100: not learnt), both int64
+MicroBatch = dict[str, torch.Tensor]  # inputs of the model, and labels [B, T] (-100: not learnt)
 
 
 def train(
@@ -36,31 +36,27 @@ def train(
     warmup: int = 0,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
-    compiled: bool = False,
     log=print,
 ) -> None:
     """Minimise the mean cross-entropy of the labelled tokens with AdamW: one optimizer step a batch, `steps` in all.
 
-    The learning rate (of one step) rises linearly over `warmup` steps, then falls to 0 along a cosine. Rows are padded
-    on the right, where a causal model needs no attention mask. Works for any causal LM of transformers; `compiled` runs it
-    through torch.compile (two to four times faster for a small model on a GPU).
+    A micro-batch holds `labels` and whatever else the model's forward takes. The learning rate (of one step) rises
+    linearly over `warmup` steps, then falls to 0 along a cosine. Works for any causal LM of transformers.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=device.type == "cuda"
     )
-    summed_loss = torch.compile(_summed_loss, dynamic=True) if compiled else _summed_loss
     model.train()
     began = time.monotonic()
     for step, micro_batches in zip(range(steps), batches, strict=False):
         scale = min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * scale
-        tokens = sum((labels[:, 1:] != -100).sum() for _, labels in micro_batches)
+        tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
         mean_loss = torch.zeros((), device=device)
-        for ids, labels in micro_batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = summed_loss(model, ids, labels)
+        for batch in micro_batches:
+            loss = summed_loss(model, batch)
             (loss / tokens).backward()
             mean_loss += loss.detach() / tokens
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
@@ -70,14 +66,20 @@ def train(
             log(f"step {step + 1}/{steps}  loss {mean_loss.item():.4f}  {time.monotonic() - began:.0f} s")
 
 
-def _summed_loss(model, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).float()
-    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+def summed_loss(model, batch: MicroBatch) -> torch.Tensor:
+    """Cross-entropy summed over the labelled tokens; the label at t + 1 belongs to the logits at t."""
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    labels = batch["labels"][:, 1:].flatten()
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=labels.device.type == "cuda"):
+        logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
 
 
 @torch.no_grad()
-def measure(model, tokenizer, task: Task, problems: int, samples: int, rows: int = 2048) -> dict:
+def measure(model, tokenizer, task: Task, problems: int, samples: int, max_tokens: int, rows: int = 2048) -> dict:
     """Accuracy on held-out problems: `samples` a problem at T = 1, or greedy where `samples` is 0.
+
+    A response has at most `max_tokens` tokens; `rows` are sampled at once.
 
     Returns accuracy, the flawed share of the right answers, mean tokens of a response, and accuracy by level.
     """
@@ -95,11 +97,13 @@ def measure(model, tokenizer, task: Task, problems: int, samples: int, rows: int
             return_dict=True,
             padding=True,
         ).to(device)
-        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if samples else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if samples else {"do_sample": False}
+        )
         out = model.generate(
             input_ids=prompts["input_ids"],
             attention_mask=prompts["attention_mask"],
-            max_new_tokens=task.max_response_tokens,
+            max_new_tokens=max_tokens,
             **sampling,
         )[:, prompts["input_ids"].shape[1] :]
         tokens += int((out != tokenizer.pad_token_id).sum())
@@ -118,23 +122,21 @@ def measure(model, tokenizer, task: Task, problems: int, samples: int, rows: int
     }
 
 
-def mixed_batches(examples: list[Examples], sizes: list[int], seed: int, budget: int, device) -> Iterator[list[MicroBatch]]:
-    """Endless batches of `sizes[i]` rows of `examples[i]`, drawn with replacement, cut into micro-batches by length."""
+def mixed_batches(
+    examples: list[Examples], sizes: list[int], width: int, seed: int, device
+) -> Iterator[list[MicroBatch]]:
+    """Endless batches of `sizes[i]` examples of `examples[i]`, drawn with replacement, packed into rows of `width`."""
     generator = torch.Generator().manual_seed(seed)
-    on_device = [e.to(device) for e in examples]
     while True:
-        micro_batches: list[MicroBatch] = []
-        for source, size in zip(on_device, sizes, strict=True):
-            rows = torch.randint(0, len(source), (size,), generator=generator)
-            micro_batches += source.micro_batches(rows, budget)
-        yield micro_batches
+        parts = [(e, torch.randint(0, len(e), (n,), generator=generator)) for e, n in zip(examples, sizes, strict=True)]
+        yield [pack(parts, width, device)]
 
 
-def load_task(name: str) -> Task:
-    """The task of conf/task/<name>.yaml, as a run would build it, without Hydra."""
+def task_config(name: str) -> TaskConfig:
+    """The task of conf/task/<name>.yaml as a run would have it, read without Hydra."""
     options = yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text())
     known = {key: options.pop(key) for key in ("name", "target", "max_prompt_tokens", "max_response_tokens")}
-    return build_task(TaskConfig(**known, options=options))
+    return TaskConfig(**known, options=options)
 
 
 def load_config(path: Path, overrides: list[str]) -> dict:
@@ -173,7 +175,8 @@ def run(config: dict) -> None:
         raise ConfigError("device=cuda, but torch sees no GPU here; use device=cpu or device=auto")
     print(yaml.safe_dump(config, sort_keys=False), flush=True)
 
-    tasks = {name: load_task(name) for name in config["tasks"]}
+    configs = {name: task_config(name) for name in config["tasks"]}
+    tasks = {name: build_task(task) for name, task in configs.items()}
     tokenizer = build_tokenizer(corpus(tasks.values()), config["model"]["vocabulary"])
     examples = [
         draw_examples(tokenizer, tasks[name], part["levels"], part["examples"], config["seed"], config["processes"])
@@ -186,21 +189,24 @@ def run(config: dict) -> None:
     model = build_model(tokenizer, **shape).to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
     sizes = [part["batch"] for part in config["tasks"].values()]
-    batches = mixed_batches(examples, sizes, config["seed"], config["tokens_per_micro_batch"], device)
+    batches = mixed_batches(examples, sizes, config["tokens_per_row"], config["seed"], device)
     options = {key: config[key] for key in ("steps", "lr", "warmup", "weight_decay", "max_grad_norm")}
-    train(model, batches, **options, compiled=config["compile"] and device == "cuda", log=lambda line: print(line, flush=True))
+    train(model, batches, **options, log=lambda line: print(line, flush=True))
     save(model, tokenizer, config["out"])
 
     model.float()  # the weights as written, bfloat16, computed with in float32
     for name, task in tasks.items():
         for samples in (config["held_out"]["samples"], 0):
-            result = measure(model, tokenizer, task, config["held_out"]["problems"], samples)
+            most = configs[name].max_response_tokens
+            result = measure(model, tokenizer, task, config["held_out"]["problems"], samples, most)
             print(f"held-out {name} {f'avg@{samples}' if samples else 'greedy'} {result}", flush=True)
     print(f"wrote {config['out']} after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m rltk.sft", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m rltk.sft", description="Train the project's small model by supervised learning"
+    )
     parser.add_argument("--config", type=Path, default=CONF / "sft.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Examples for the warm start: drawn from the tasks' training side, tokenized, kept ragged, padded by micro-batch."""
+"""Examples for the warm start: drawn from the tasks' training side, tokenized, kept ragged, packed into rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHUNK = 5000  # examples drawn from one random stream
 
 @dataclass(frozen=True)
 class Examples:
-    """ids int16 [total]; starts, lengths, prompts int64 [n]: where each row begins, its tokens, those of its prompt."""
+    """ids int32 [total]; starts, lengths, prompts int64 [n]: where each example begins, its tokens, its prompt."""
 
     ids: torch.Tensor
     starts: torch.Tensor
@@ -32,32 +32,54 @@ class Examples:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def to(self, device) -> Examples:
-        """Moves the ids; the index tensors stay on the CPU, where micro-batches are cut."""
-        return Examples(self.ids.to(device), self.starts, self.lengths, self.prompts, self.pad)
 
-    def micro_batches(self, rows: torch.Tensor, budget: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The rows, shortest first, as (ids, labels) pairs of at most `budget` padded tokens (or one row)."""
-        rows = rows[self.lengths[rows].argsort()]
-        lengths = self.lengths[rows].tolist()
-        pairs, begin = [], 0
-        for end in range(1, len(rows) + 1):
-            full = end == len(rows) or lengths[end] * (end + 1 - begin) > budget
-            if full:
-                pairs.append(self._pad(rows[begin:end]))
-                begin = end
-        return pairs
+def pack(parts: list[tuple[Examples, torch.Tensor]], width: int, device="cpu") -> dict[str, torch.Tensor]:
+    """Model inputs that hold the chosen examples (indices [m] of each part) in rows of `width` tokens, without padding
+    between them: `input_ids`, `labels` (-100 on prompts and padding) and `position_ids` int64 [R, width], and
+    `attention_mask` bool [R, 1, width, width], causal and confined to each example.
+    """
+    lengths = torch.cat([e.lengths[chosen] for e, chosen in parts])
+    tokens = torch.cat([e.ids[_spans(e.starts[chosen], e.lengths[chosen])] for e, chosen in parts]).long()
+    prompts = torch.cat([e.prompts[chosen] for e, chosen in parts])
+    slots, rows = _place(lengths.tolist(), width)
 
-    def _pad(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        device = self.ids.device
-        lengths, prompts = self.lengths[rows][:, None].to(device), self.prompts[rows][:, None].to(device)
-        width = -(-int(self.lengths[rows].max()) // 8) * 8  # kernels like multiples of 8
-        at = torch.arange(width, device=device)[None]
-        here = (self.starts[rows][:, None].to(device) + at).clamp(max=len(self.ids) - 1)
-        inside = at < lengths
-        ids = torch.where(inside, self.ids[here].long(), self.pad)
-        labels = torch.where(inside & (at >= prompts), ids, -100)
-        return ids, labels
+    here = _spans(slots, lengths)
+    position = _spans(torch.zeros_like(lengths), lengths)
+    answer = position >= prompts.repeat_interleave(lengths)
+    document = torch.arange(len(lengths)).repeat_interleave(lengths)
+
+    def laid_out(fill: int, values: torch.Tensor) -> torch.Tensor:
+        flat = torch.full((rows * width,), fill)
+        flat[here] = values
+        return flat.view(rows, width).to(device)
+
+    documents = laid_out(-1, document)
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return {
+        "input_ids": laid_out(parts[0][0].pad, tokens),
+        "labels": laid_out(-100, torch.where(answer, tokens, -100)),
+        "position_ids": laid_out(0, position),
+        "attention_mask": same.tril(),
+    }
+
+
+def _spans(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """[sum of lengths]: starts[0], starts[0] + 1, ... for lengths[0] places, then from starts[1], and so on."""
+    before = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum())) + (starts - before).repeat_interleave(lengths)
+
+
+def _place(lengths: list[int], width: int) -> tuple[torch.Tensor, int]:
+    """Where each example goes in the flattened rows, and how many rows that takes: longest first, next fit."""
+    if max(lengths) > width:
+        raise ConfigError(f"an example has {max(lengths)} tokens, more than a row of tokens_per_row={width}; raise it")
+    slots, row, used = torch.zeros(len(lengths), dtype=torch.int64), 0, 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if used + lengths[index] > width:
+            row, used = row + 1, 0
+        slots[index] = row * width + used
+        used += lengths[index]
+    return slots, row + 1
 
 
 def corpus(tasks: Iterable, problems: int = 300) -> Iterator[str]:

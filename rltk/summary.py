@@ -10,7 +10,16 @@ from rltk.config import Config
 from rltk.time_ledger import STAGES
 
 # Averaged over the run's steps; "clip" and "log_rho" show whether the objective really was at work.
-AVERAGED = ("clip/share", "log_rho/sd", "log_ratio/sd", "entropy", "mismatch/kl", "mismatch/max", "grad_norm", "overhead")
+AVERAGED = (
+    "clip/share",
+    "log_rho/sd",
+    "log_ratio/sd",
+    "entropy",
+    "mismatch/kl",
+    "mismatch/max",
+    "grad_norm",
+    "overhead",
+)
 
 
 class Summary:
@@ -83,7 +92,9 @@ class Summary:
             "tokens_trained": values["tokens_trained"],
             "tokens_dropped": values["tokens_sampled"] - values["tokens_trained"],
             "time_ledger": values["time_ledger"],
-            "mismatch": {name.removeprefix("mismatch/"): v for name, v in means.items() if name.startswith("mismatch/")},
+            "mismatch": {
+                name.removeprefix("mismatch/"): v for name, v in means.items() if name.startswith("mismatch/")
+            },
             "means": {name: value for name, value in means.items() if not name.startswith("mismatch/")},
             "ledger": ledger,
             "weight_version": list(version),

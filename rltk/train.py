@@ -114,7 +114,11 @@ def _train(config: Config, plan: Any, folder: Path, task: Task, record: dict[str
         if driver is None:
             tracker.close()
         else:
-            ledger = {"issued": driver.ledger.issued, "trained": driver.ledger.trained, "dropped": driver.ledger.dropped}
+            ledger = {
+                "issued": driver.ledger.issued,
+                "trained": driver.ledger.trained,
+                "dropped": driver.ledger.dropped,
+            }
             summary = driver.summary.result(status, driver.version, record["config_hash"], ledger)
             tracker.finish(summary | ({"error": problem} if problem else {}))
             report.build(folder)

@@ -21,7 +21,7 @@ Version = tuple[int, int]  # (incarnation of the learner group, optimizer-step c
 
 @dataclass(frozen=True)
 class Record:
-    """One problem of a task. `messages` is what the chat template renders; `data` is the task's own (plain JSON types)."""
+    """One problem of a task. `messages` is what the chat template renders; `data` is the task's own (JSON types)."""
 
     id: str
     messages: tuple[dict[str, str], ...]

@@ -73,8 +73,8 @@ def _registered(name: str, owner: str, target: str, deadline: float) -> Iterator
 def _late(entry: Wait, remote_stacks: str) -> DeadlineError:
     log.error("deadline passed: %s\nother waits here: %s\n%s\n%s", entry.describe(), waits(), stacks(), remote_stacks)
     return DeadlineError(
-        f"{entry.target} did not finish {entry.name!r} within {entry.deadline:g} s ({entry.owner} waited; stacks are in "
-        "the log). If the work is only slow, raise the matching key under `deadlines`."
+        f"{entry.target} did not finish {entry.name!r} within {entry.deadline:g} s ({entry.owner} waited; stacks are "
+        "in the log). If the work is only slow, raise the matching key under `deadlines`."
     )
 
 
@@ -90,7 +90,7 @@ async def wait(
     with _registered(name, owner, target, deadline) as entry:
         try:
             return await asyncio.wait_for(_as_coroutine(awaitable), deadline)
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             remote = "the late role was not asked for its stacks"
             if peek is not None:
                 try:
@@ -142,7 +142,8 @@ def _remote_stacks(target: str, actors: Iterable[Any]) -> str:
     parts = []
     for actor in actors:
         try:
-            parts.append(f"stacks of {target}:\n" + ray.get(actor.stacks.remote(), timeout=5))
+            stacks = ray.get(actor.stacks.remote(), timeout=5)
+            parts.append(f"stacks of {target}:\n{stacks}")
         except Exception as error:  # dead or stuck: that is itself the news
             parts.append(f"{target} did not answer with its stacks: {error!r}")
     return "\n".join(parts)

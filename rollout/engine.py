@@ -71,6 +71,8 @@ class RolloutEngine:
         if options.device == "cpu":
             # An explicit size: vLLM's own default takes a share of the machine's memory.
             placement = {"kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30), "block_size": 32}
+        # Logits in fp32, as the learner has them: rounded to bf16 they alone put the two sides .03 apart.
+        overrides = {"head_dtype": "float32"} if options.dtype == "bfloat16" else {}
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=options.model,
@@ -86,6 +88,7 @@ class RolloutEngine:
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",  # the model folder's sampling defaults (top_p, ...) must not leak in
                 worker_extension_cls="rltk.rollout.weights.WeightReceiver",
+                hf_overrides=overrides,
                 disable_log_stats=True,
                 **placement,
             )
@@ -137,10 +140,14 @@ class RolloutEngine:
         sample = output.outputs[0]
         ids = np.asarray(sample.token_ids, np.int32)
         if sample.finish_reason not in ("stop", "length"):
-            raise InfrastructureError(f"request {output.request_id} ended with {sample.finish_reason!r}, not by the model")
+            raise InfrastructureError(
+                f"request {output.request_id} ended with {sample.finish_reason!r}, not by the model"
+            )
         if sample.logprobs is None or len(sample.logprobs) != len(ids):
             raise MismatchError(f"request {output.request_id}: {len(ids)} tokens but not as many log-probs")
-        logprobs = np.asarray([at[i].logprob for i, at in zip(sample.token_ids, sample.logprobs, strict=True)], np.float32)
+        logprobs = np.asarray(
+            [at[i].logprob for i, at in zip(sample.token_ids, sample.logprobs, strict=True)], np.float32
+        )
         return Completion(output.request_id, ids, logprobs, sample.finish_reason, self.version)
 
     def abort(self, uids: Sequence[str]) -> None:
@@ -151,7 +158,9 @@ class RolloutEngine:
     def load_weights(self, path: str, version: Version) -> str:
         """Load a weight file in place, drop every cached key and value, and return the checksum of what was read."""
         if self._running:
-            raise RltkError(f"weights {version} cannot be loaded while {self.unfinished} requests run: drain or abort first")
+            raise RltkError(
+                f"weights {version} cannot be loaded while {self.unfinished} requests run: drain or abort first"
+            )
         checksums = {checksum for checksum, _ in self._engine.collective_rpc("rltk_load_weights", args=(path,))}
         if len(checksums) != 1:
             raise MismatchError(f"workers of one engine read different weights from {path}: {sorted(checksums)}")
@@ -191,6 +200,8 @@ def _set_environment(options: EngineOptions) -> None:
         VLLM_USE_FLASHINFER_SAMPLER="0",  # needs a compiler at run time; the native sampler honours seeds
         TOKENIZERS_PARALLELISM="false",
     )
+    if options.dtype == "float32":
+        os.environ["TRITON_F32_DEFAULT"] = "ieee"  # or attention on a GPU multiplies in TF32: log-probs .03 off
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
         import torch

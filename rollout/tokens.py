@@ -23,7 +23,9 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
             f"the tokenizer of {path!r} has no chat template. Fix: model.chat_template=<file with a Jinja template>."
         )
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"the tokenizer of {path!r} names no end-of-sequence token (eos_token); set one in its config.")
+        raise ConfigError(
+            f"the tokenizer of {path!r} names no end-of-sequence token (eos_token); set one in its config."
+        )
     return tokenizer
 
 

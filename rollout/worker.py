@@ -92,7 +92,9 @@ class RolloutWorker:
         by_uid = {job.uid: job for job in jobs}
         # Contiguous shares: a group stays on one engine, where its prompt is cached.
         shares = _split(requests, len(self.engines))
-        streams = [self._stream(engine, share, by_uid) for engine, share in zip(self.engines, shares, strict=True) if share]
+        streams = [
+            self._stream(engine, share, by_uid) for engine, share in zip(self.engines, shares, strict=True) if share
+        ]
         scored = [task for tasks in await asyncio.gather(*streams) for task in tasks]
         generated = time.perf_counter()
         trajectories: dict[str, Trajectory] = {}
@@ -109,7 +111,8 @@ class RolloutWorker:
             ids = self._prompts[job.record.id] = render_prompt(self.tokenizer, job.record.messages)
         if len(ids) > sampling.max_prompt_tokens:
             raise ConfigError(
-                f"prompt {job.record.id} has {len(ids)} tokens, over task.max_prompt_tokens={sampling.max_prompt_tokens}. "
+                f"prompt {job.record.id} has {len(ids)} tokens, over "
+                f"task.max_prompt_tokens={sampling.max_prompt_tokens}. "
                 "Fix: raise task.max_prompt_tokens, or drop long problems from the task."
             )
         return Request(job.uid, ids, sampling.max_response_tokens, sampling.temperature, job.seed, self.stop_ids)
@@ -145,7 +148,9 @@ class RolloutWorker:
 
     def _trajectory(self, job: Job, completion: Completion) -> Trajectory:
         prompt = Segment("prompt", np.asarray(self._prompts[job.record.id]))
-        model = Segment("model", completion.ids, completion.logprobs, completion.weight_version, completion.finish_reason)
+        model = Segment(
+            "model", completion.ids, completion.logprobs, completion.weight_version, completion.finish_reason
+        )
         text = self.tokenizer.decode(completion.ids.tolist(), skip_special_tokens=True)
         return Trajectory(job.uid, job.record.id, job.group, (prompt, model), text)
 
@@ -155,7 +160,8 @@ class RolloutWorker:
         worker = self.rewards[self._scored % len(self.rewards)]
         try:
             return await watch.wait(
-                worker.score.remote(pairs, 0.8 * self.deadlines["reward"]), f"score {len(pairs)} samples", "rollout worker", "reward worker",
+                worker.score.remote(pairs, 0.8 * self.deadlines["reward"]),  # it masks what is late, before we do
+                f"score {len(pairs)} samples", "rollout worker", "reward worker",
                 self.deadlines["reward"], peek=lambda: worker.stacks.remote(),
             )  # fmt: skip
         except Exception as error:

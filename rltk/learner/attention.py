@@ -36,7 +36,7 @@ def packed_attention(
     packing: tuple[torch.Tensor, torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D]. `packing`: `(pad_index [B, L], flat_index [N])`."""
+    """query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D]. `packing`: pad_index [B, L], flat_index [N]."""
     if packing is None:
         raise ValueError("packed attention was called without `packing`: this model does not pass keyword arguments on")
     pad_index, flat_index = packing

@@ -220,7 +220,9 @@ class Learner:
         count = slice(0, len(sequences))
 
         def table(flat: torch.Tensor) -> torch.Tensor:
-            return packed.table(flat.to(self.device))[count] if len(sequences) else torch.zeros(0, 1, device=self.device)
+            return (
+                packed.table(flat.to(self.device))[count] if len(sequences) else torch.zeros(0, 1, device=self.device)
+            )
 
         old = table(tables.flat("old", sequences))
         entropy = table(tables.flat("entropy", sequences)) / math.log(self.vocabulary) if "entropy" in needs else None

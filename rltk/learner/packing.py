@@ -90,7 +90,7 @@ def minibatches(kept: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
 
 
 def balance(lengths: np.ndarray, ranks: int) -> list[list[int]]:
-    """Positions into `lengths`, one list a rank, longest first to the least loaded: token counts come out near equal."""
+    """Positions into `lengths`, one list a rank, longest first to the least loaded: token counts are near equal."""
     load, parts = np.zeros(ranks, np.int64), [[] for _ in range(ranks)]
     for position in np.argsort(-lengths, kind="stable"):
         rank = int(np.argmin(load))

@@ -15,6 +15,33 @@ from rltk.learner.packing import Packed
 HEAD_CHUNK = 2048  # tokens whose logits exist at once: 2048 x 152k x 4 bytes = 1.2 GB, instead of all of a batch's
 
 
+class _Fp32Logits(torch.autograd.Function):
+    """hidden [M, d] @ weight [V, d]^T with bf16 operands and fp32 results: a bf16 logit of 20 is rounded to 1/16."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        if hidden.is_cuda:
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        return hidden.float() @ weight.float().t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, weight = ctx.saved_tensors
+        grad = grads[0].to(weight.dtype)
+        return grad @ weight, grad.t() @ hidden
+
+
+def _use_fp32_logits(head: Any) -> None:
+    """Replace the head's forward, not the module: ZeRO-3's hooks stay on it."""
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        logits = _Fp32Logits.apply(hidden, head.weight)
+        return logits if head.bias is None else logits + head.bias.float()
+
+    head.forward = forward
+
+
 class Policy(nn.Module):
     """A Hugging Face causal LM whose head is fused with the log-softmax, inside this module's forward.
 
@@ -28,13 +55,18 @@ class Policy(nn.Module):
         config: Any = model.config
         for name in ("logits_scaling", "logit_scale", "logits_scale"):
             if getattr(config, name, None) not in (None, 1, 1.0):
-                raise ConfigError(f"model {config.model_type!r} scales its logits ({name}); the learner does not know how")
+                raise ConfigError(
+                    f"model {config.model_type!r} scales its logits ({name}); the learner does not know how"
+                )
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if head.weight.dtype != torch.float32:
+            _use_fp32_logits(head)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def forward(
         self, packed: Packed, entropy: bool = False, temperature: float | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probs fp32 [M] of softmax(logits / T) at the sampled tokens, and entropies fp32 [M] in nats (detached)."""
+        """Log-probs fp32 [M] of softmax(logits / T) at the sampled tokens; entropies fp32 [M] in nats, detached."""
         hidden = self.model.base_model(
             input_ids=packed.ids,
             position_ids=packed.positions,
@@ -80,4 +112,3 @@ def load_model(path: str, dtype: str, gradient_checkpointing: bool = False) -> n
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()  # no dropout in the models we train; checkpointing needs train mode
     return model
-

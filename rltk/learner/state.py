@@ -23,7 +23,14 @@ from rltk.rollout import weight_file
 from rltk.trajectory import Version
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+)
 
 
 def weights(learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
@@ -107,7 +114,7 @@ def _full_state(learner: Learner, parameter: nn.Parameter) -> dict[str, torch.Te
 
 
 def _create_moments(learner: Learner) -> None:
-    """DeepSpeed makes Adam's moments in the first step: take one with zero gradient and zero rate, which moves nothing."""
+    """DeepSpeed makes Adam's moments in the first step: take one with zero gradient and rate, which moves nothing."""
     packed = pack([(np.asarray([0, 0]), np.asarray([False, True]))]).to(learner.device)
     loss = learner.engine(packed)[0].sum() * 0.0
     learner.engine.backward(loss, scale_wrt_gas=False)

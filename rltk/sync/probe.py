@@ -39,7 +39,7 @@ def compare(
     if not (result.largest <= largest and result.mean <= mean):  # written so that NaN fails
         raise WeightMismatchError(
             f"{what}: log-probs of the probe differ from the learner's by {result.largest:.3g} at most and "
-            f"{result.mean:.3g} on average; allowed are {largest:g} and {mean:g}. The engine does not run the learner's "
-            "weights. Fix: report the model and the vLLM version; sync.probe_max and sync.probe_mean only hide it."
+            f"{result.mean:.3g} on average; allowed are {largest:g} and {mean:g}. The engine does not run the "
+            "learner's weights. Fix: report model and vLLM version; sync.probe_max and sync.probe_mean only hide it."
         )
     return result

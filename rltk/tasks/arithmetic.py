@@ -1,6 +1,6 @@
-r"""Multi-step arithmetic, worked from left to right. `level` is the number of steps.
+r"""Multi-step arithmetic, worked from left to right.
 
-    What is 47 + 35 - 18?    ->    47 + 35 = 82 <blank line> 82 - 18 = 64 <blank line> \boxed{64}
+What is 47 + 35 - 18?    ->    47 + 35 = 82 <blank line> 82 - 18 = 64 <blank line> \boxed{64}
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from rltk.tasks.paragraphs import score_paragraphs
 from rltk.trajectory import Record, RewardRecord
 
 _APPLY = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+MOST_STEPS = 4
+COMBINED = 5  # the level of most steps and larger numbers
 
 
 class Arithmetic(GeneratedTask):
-    """Options: `levels` (steps), `operators` (of + - *), `digits` of a number, `system` (a system message for models
-    that were not brought up on this task), `check_steps` (False: `flawed` stays None), `seed`.
+    """Levels 1 to 4 are the number of steps. Up to level 3, every other problem starts from a number of one digit more.
+    Level 5 combines what the others keep apart: four steps, and the larger start.
+
+    Options: `levels`, `operators` (of + - *), `digits` of a number, `system` (a system message for models that were not
+    brought up on this task), `check_steps` (False: `flawed` stays None), `seed`.
 
     Every value on the way is at least 0, so that no sign has to be read. Products come first, so that working from left
     to right is the usual precedence too.
@@ -42,6 +47,8 @@ class Arithmetic(GeneratedTask):
             raise ConfigError(f"task.operators={operators!r} must be one or more of + - *")
         if not 1 <= digits <= 12:
             raise ConfigError(f"task.digits={digits} must be between 1 and 12")
+        if any(level > COMBINED for level in self.levels):
+            raise ConfigError(f"task.levels={list(self.levels)}: the hardest level is {COMBINED}")
         self.operators = operators
         self.digits = digits
         self.system = system
@@ -49,9 +56,11 @@ class Arithmetic(GeneratedTask):
 
     def draw(self, rng: random.Random, level: int) -> Record:
         lowest, highest = 10 ** (self.digits - 1), 10**self.digits - 1
-        start = rng.randint(lowest, highest)
+        large = level == COMBINED or (level < MOST_STEPS and rng.random() < 0.5)
+        start = rng.randint(10 * lowest, 40 * lowest - 1) if large else rng.randint(lowest, highest)
         value, ops, steps = start, [], []
-        for operator in sorted((rng.choice(self.operators) for _ in range(level)), key=lambda o: o != "*"):
+        count = min(level, MOST_STEPS)
+        for operator in sorted((rng.choice(self.operators) for _ in range(count)), key=lambda o: o != "*"):
             number = rng.randint(1 if operator != "*" else lowest, highest)
             if operator == "-" and number > value:
                 operator = "+" if "+" in self.operators else operator

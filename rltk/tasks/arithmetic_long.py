@@ -1,10 +1,11 @@
 r"""Long solutions whose answer needs an early result: hundreds of tokens lie between a number and its second use.
 
-    Start at 47 and repeat + 7, - 3, + 5 for 36 steps. Add the results of steps 4 and 36.
-    1: 47 + 7 = 54 <blank line> 2: 54 - 3 = 51 ... 36: 66 + 5 = 71 <blank line> 63 + 71 = 134 <blank line> \boxed{134}
+    Start at 47 and repeat + 7, - 3, - 4 for 36 steps. Add the results of steps 4 and 36.
+    1: 47 + 7 = 54  |  2: 54 - 3 = 51  |  ...  |  36: 51 - 4 = 47  |  4: 47 + 7 = 54  |  54 + 47 = 101  |  \boxed{101}
+    (each | a blank line; after the last step the early one is told again, then used)
 
-Each step is easy and the prompt short; what is hard is to keep the whole response at hand. With the project's tokenizer a
-sound solution of 30 to 42 steps is 320-512 tokens.
+Each step is easy and the prompt short; what is hard is to keep the whole response at hand. With the project's
+tokenizer a sound solution of 30 to 42 steps is 340-485 tokens.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ class ArithmeticLong(GeneratedTask):
         early = rng.randint(1, min(EARLY, level))
         steps = [f"{i + 1}: {values[i]} {o} {n} = {values[i + 1]}" for i, (o, n) in enumerate(ops)]
         answer = values[early] + values[level]
-        steps.append(f"{values[early]} + {values[level]} = {answer}")
+        steps += [steps[early - 1], f"{values[early]} + {values[level]} = {answer}"]
         rule = ", ".join(f"{o} {n}" for o, n in cycle)
-        question = f"Start at {start} and repeat {rule} for {level} steps. Add the results of steps {early} and {level}."
+        question = (
+            f"Start at {start} and repeat {rule} for {level} steps. Add the results of steps {early} and {level}."
+        )
         messages = [{"role": "user", "content": question}]
         if self.system:
             messages.insert(0, {"role": "system", "content": self.system})

@@ -1,10 +1,10 @@
 r"""Solutions to learn from before RL: sound ones and shortcuts, for the records of `Arithmetic` and `ArithmeticLong`.
 
-    sound   every step, then the answer
-    guess   the bare answer; right with a given chance
-    jump    some steps are skipped, and what stands after the gap is right with a given chance
-    slip    one step has a wrong result, carried on: the answer is wrong
-    patch   one step has a wrong result, and the next goes on from the right one: right answer, wrong step
+sound   every step, then the answer
+guess   the bare answer; right with a given chance
+jump    some steps are skipped, and what stands after the gap is right with a given chance
+slip    one step has a wrong result, carried on: the answer is wrong
+patch   one step has a wrong result, and the next goes on from the right one: right answer, wrong step
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ def _steps(record: Record, start: int, first: int) -> tuple[list[str], list[int]
 
 
 def _finish(record: Record, lines: list[str], values: list[int]) -> str:
-    """Close a solution that passed through `values` (from the start value on): a long one adds its early result."""
+    """Close a solution that passed through `values` (from the start value on): a long one looks up its early result."""
     if "early" not in record.data:
         return _join(lines, values[-1])
-    answer = values[record.data["early"]] + values[-1]
-    return _join([*lines, f"{values[record.data['early']]} + {values[-1]} = {answer}"], answer)
+    early = record.data["early"]
+    answer = values[early] + values[-1]
+    return _join([*lines, lines[early - 1], f"{values[early]} + {values[-1]} = {answer}"], answer)
 
 
 def _misstep(record: Record, rng: random.Random, carry: bool) -> str:
@@ -79,7 +80,7 @@ def _jump(record: Record, rng: random.Random, right: float) -> str:
     lines, values = _steps(record, record.data["start"], 0)
     if "early" in record.data:
         told = rng.randint(record.data["early"], record.data["early"] + 3)
-        return _finish(record, lines[:told], [*values[:told], _land(values[-1], rng, right)])
+        return _finish(record, lines[:told], [*values[: told + 1], _land(values[-1], rng, right)])
     if len(ops) < 2:
         return _join([], _land(values[-1], rng, right))
     at = rng.randrange(len(ops) - 1)

@@ -13,10 +13,10 @@ INSTRUCTION = r"Reason step by step and put the final answer in \boxed{}."
 
 
 class Jsonl:
-    """Options: `path`, the columns `question`, `answer` and (optional) `level`, `instruction` (appended to every question
-    after a blank line; empty: none), `system` (a system message), and the held-out part: a `held_out` share in (0, 1) by
-    hash of the question, so that equal questions fall on the same side, or a file of its own, `held_out_path`, whose
-    questions are then kept out of training.
+    """Options: `path`, the columns `question`, `answer` and (optional) `level`, `instruction` (appended to every
+    question after a blank line; empty: none), `system` (a system message), and the held-out part: a `held_out` share
+    in (0, 1) by hash of the question, so that equal questions fall on the same side, or a file of its own,
+    `held_out_path`, whose questions are then kept out of training.
 
     A line that is not a JSON object, or lacks a column, is refused with file and line number; blank lines are skipped.
     """
@@ -52,7 +52,9 @@ class Jsonl:
             self._held_out = [r for r in records if is_held_out(r.data["question"], held_out)]
             self._training = [r for r in records if not is_held_out(r.data["question"], held_out)]
         if not self._training:
-            raise ConfigError(f"task.path={path}: no training problem is left of {len(records)} after the held-out part")
+            raise ConfigError(
+                f"task.path={path}: no training problem is left of {len(records)} after the held-out part"
+            )
         if not self._held_out:
             raise ConfigError(
                 f"task.path={path}: {len(records)} problems at task.held_out={held_out} leave none held out; "
@@ -69,7 +71,7 @@ class Jsonl:
         return self._held_out[:count]
 
     def warm_up(self) -> None:
-        """Called once in each reward process, so that loading sympy does not count against the first sample's deadline."""
+        """Called once in each reward process: loading sympy must not count against the first sample's deadline."""
         import rltk.rewards.math  # noqa: F401
 
     def score(self, record: Record, text: str) -> RewardRecord:

@@ -16,7 +16,14 @@ import time
 from pathlib import Path
 
 STEPS = 3
-COMMON = ["algorithm=ctpo", f"steps={STEPS}", "evaluation.every=0", "evaluation.problems=32", "tracker=none", "cluster.device=gpu"]
+COMMON = [
+    "algorithm=ctpo",
+    f"steps={STEPS}",
+    "evaluation.every=0",
+    "evaluation.problems=32",
+    "tracker=none",
+    "cluster.device=gpu",
+]
 ARMS = {
     "fp32": ([], 1e-4),
     "bf16": (["rollout.dtype=bfloat16", "learner.dtype=bfloat16", "rollout.enforce_eager=false"], 0.03),
@@ -41,7 +48,8 @@ def main() -> None:
     import torch
 
     figures = {}
-    print(f"{'arm':6} {'whole run':>10} {'a step':>8} {'sync':>7} {'probe mean':>11} {'probe max':>10} {'KL':>9} {'tokens/s':>9}")
+    heads = ("whole run", "a step", "sync", "probe mean", "probe max", "KL", "tokens/s")
+    print(f"{'arm':6}" + "".join(f"{head:>12}" for head in heads))
     with tempfile.TemporaryDirectory() as folder:
         for name in sys.argv[1:] or ARMS:
             settings, allowed = ARMS[name]
@@ -54,15 +62,21 @@ def main() -> None:
             assert worst <= allowed, f"{name}: probe mean {worst} over {allowed}"
             last = rows[-1]
             figures[name] = {
-                "seconds": done["seconds"], "step_s": last["time/step"], "sync_s": last["time/sync"], "probe_mean": worst,
-                "probe_max": max(r["probe/max"] for r in rows), "kl": last["mismatch/kl"],
+                "seconds": done["seconds"],
+                "step_s": last["time/step"],
+                "sync_s": last["time/sync"],
+                "probe_mean": worst,
+                "probe_max": max(r["probe/max"] for r in rows),
+                "kl": last["mismatch/kl"],
                 "rollout_tokens_per_s": last["tokens_per_s/rollout"],
-            }  # fmt: skip
-            f = figures[name]
-            print(f"{name:6} {f['seconds']:>8.0f} s {f['step_s']:>6.2f} s {f['sync_s']:>5.2f} s {f['probe_mean']:>11.2e} "
-                  f"{f['probe_max']:>10.2e} {f['kl']:>9.1e} {f['rollout_tokens_per_s']:>9.0f}", flush=True)  # fmt: skip
+            }
+            print(f"{name:6}" + "".join(f"{value:>12.3g}" for value in figures[name].values()), flush=True)
     command = f"python -m tests.gpu.road {' '.join(sys.argv[1:])}".strip()
-    print(json.dumps({"bench": "gpu_road", "hardware": torch.cuda.get_device_name(), "command": command, "figures": figures}))
+    print(
+        json.dumps(
+            {"bench": "gpu_road", "hardware": torch.cuda.get_device_name(), "command": command, "figures": figures}
+        )
+    )
 
 
 if __name__ == "__main__":

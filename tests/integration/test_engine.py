@@ -16,7 +16,9 @@ STOP = (2,)
 
 @pytest.fixture(scope="module")
 def engine():
-    return RolloutEngine(EngineOptions(str(TINY), "float32", context=96, device="cpu", max_sequences=16, kv_cache_gib=0.1))
+    return RolloutEngine(
+        EngineOptions(str(TINY), "float32", context=96, device="cpu", max_sequences=16, kv_cache_gib=0.1)
+    )
 
 
 def reference(seed=None):

@@ -11,7 +11,7 @@ from rltk.learner.settings import LearnerSettings
 from rltk.rollout import weight_file
 from tests.integration.places import TINY
 
-# A large eps makes Adam's step proportional to the gradient; with the usual one, rounding decides where it is near zero.
+# A large eps makes Adam's step proportional to the gradient; with the usual one rounding decides near zero.
 EPS, LR, SEED = 1e-2, 1e-2, 11
 # Stage, ranks, tokens a micro-batch. Two ranks with a small budget give ranks unequal micro-batches, and empty ones.
 MATRIX = [(0, 1, 10_000), (1, 1, 90), (1, 2, 90), (3, 2, 90)]
@@ -44,7 +44,9 @@ def batch(sequences=10, group=5, seed=0):
     labels = np.where(np.isnan(reward), -1, np.nan_to_num(reward)).astype(np.int8)
     offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     ids = np.concatenate([ids for ids, _ in rows])
-    return RaggedBatch(ids, masks, mu, offsets, reward, np.arange(sequences) // group, labels, -np.ones(sequences, np.int8))
+    return RaggedBatch(
+        ids, masks, mu, offsets, reward, np.arange(sequences) // group, labels, -np.ones(sequences, np.int8)
+    )
 
 
 def plain_step(batch, s):

@@ -66,14 +66,24 @@ def read_until(process: subprocess.Popen, text: str, times: int = 1) -> None:
 
 def test_a_run_leaves_what_it_promises(tmp_path):
     """learner.ranks=2, W&B offline, a user's own reward function; the model folder loads in transformers."""
-    (tmp_path / "my_reward.py").write_text("def score(trajectory, record):\n    return float(len(trajectory.text) % 2)\n")
+    (tmp_path / "my_reward.py").write_text(
+        "def score(trajectory, record):\n    return float(len(trajectory.text) % 2)\n"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "rltk.train", "experiment=smoke", "learner.ranks=2", "reward=my_reward:score",
                "correction=tis", f"output={tmp_path}", "name=run"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "run"
-    for name in ("config.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "summary.json", "report.html", "model"):
+    for name in (
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "summary.json",
+        "report.html",
+        "model",
+    ):
         assert (folder / name).exists(), name
     assert list((folder / "wandb").glob("offline-run-*"))
     summary = json.loads((folder / "summary.json").read_text())
@@ -86,7 +96,10 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         assert row["entropy"] > 0 and row["clip/share"] > 0 and 0 <= row["reward/constant_groups"] <= 1
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder / "model"),
+        AutoTokenizer.from_pretrained(folder / "model"),
+    )
     assert sum(p.numel() for p in model.parameters()) > 0 and tokenizer.chat_template
 
 

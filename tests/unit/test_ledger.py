@@ -81,5 +81,11 @@ def test_an_open_step_is_not_committed():
 def test_a_retry_samples_the_same_tokens_and_seeds_differ_otherwise():
     issue = Issue(7, 0, 2)
     assert Issue(7, 0, 2, attempt=1).seed(5) == issue.seed(5)
-    others = [Issue(8, 0, 2).seed(5), Issue(7, 1, 2).seed(5), Issue(7, 0, 3).seed(5), issue.seed(6), issue.seed(5, turn=1)]
+    others = [
+        Issue(8, 0, 2).seed(5),
+        Issue(7, 1, 2).seed(5),
+        Issue(7, 0, 3).seed(5),
+        issue.seed(6),
+        issue.seed(5, turn=1),
+    ]
     assert len({issue.seed(5), *others}) == 6

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ def test_weights_survive_the_file_bit_for_bit_and_the_checksum_is_of_what_is_rea
     written = weight_file.write(tmp_path / "w", tensors.items(), (0, 3))
     checksum, found = weight_file.read(tmp_path / "w")
     assert checksum == written
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
     data = bytearray((tmp_path / "w").read_bytes())
     data[11] ^= 1
     (tmp_path / "w").write_bytes(data)
@@ -58,7 +61,7 @@ def test_checkpoints_are_whole_or_absent_and_the_last_ones_stay(tmp_path):
         checkpoints.save(4, {"step": 4}, die)
     assert checkpoints.steps() == [2, 3]
     state, learner_file = checkpoints.latest()
-    assert state == {"step": 3} and open(learner_file).read() == "weights"
+    assert state == {"step": 3} and Path(learner_file).read_text() == "weights"
 
 
 def test_the_time_ledger_sums_to_the_wall_time():

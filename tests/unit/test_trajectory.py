@@ -59,6 +59,8 @@ def test_mask_ids_and_log_probs_stay_aligned(parts):
 
 
 def test_staleness_is_counted_from_the_oldest_segment():
-    trajectory = Trajectory("u", "p", "g", (PROMPT, model([4], version=(0, 7)), model([5], version=(0, 3), reason="length")))
+    trajectory = Trajectory(
+        "u", "p", "g", (PROMPT, model([4], version=(0, 7)), model([5], version=(0, 3), reason="length"))
+    )
     assert trajectory.version == (0, 3)
     assert trajectory.truncated

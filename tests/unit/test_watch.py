@@ -17,7 +17,10 @@ def test_a_late_wait_names_both_sides_and_dumps_the_stacks(caplog):
     async def late():
         return await watch.wait(_never(), "score 3 samples", "rollout worker", "reward worker", 0.05)
 
-    with caplog.at_level(logging.ERROR), pytest.raises(DeadlineError, match=r"reward worker.*'score 3 samples'.*0\.05 s"):
+    with (
+        caplog.at_level(logging.ERROR),
+        pytest.raises(DeadlineError, match=r"reward worker.*'score 3 samples'.*0\.05 s"),
+    ):
         asyncio.run(late())
     assert "rollout worker waits for reward worker (score 3 samples)" in caplog.text
     assert "thread MainThread" in caplog.text

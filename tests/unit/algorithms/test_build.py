@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from rltk.algorithms import Correction, Objective, build_correction, build_objective, option
+from rltk.algorithms.registry import find_class
 from tests.unit.algorithms.tables import gradient, random_batch
 
 
@@ -77,6 +78,21 @@ def test_a_correction_from_outside_the_package():
 def test_a_name_that_stands_for_nothing_is_refused(name, words):
     with pytest.raises(ValueError, match=words):
         build_objective(name)
+
+
+def test_a_module_stands_for_the_one_class_it_defines(tmp_path, monkeypatch):
+    package = tmp_path / "shelf_of_objectives"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "child.py").write_text(
+        "from rltk.algorithms.grpo import GRPO\nclass Child(GRPO):\n    clip_high = 0.28\n"
+    )
+    (package / "twins.py").write_text("from rltk.algorithms.grpo import GRPO\nclass A(GRPO): ...\nclass B(GRPO): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    child = find_class("child", package.name, Objective)()
+    assert type(child).__name__ == "Child" and child.clip_high == 0.28 and child.clip_low == 0.2
+    with pytest.raises(ValueError, match="twins defines A, B; a module defines one objective"):
+        find_class("twins", package.name, Objective)
 
 
 def test_an_unknown_correction_names_the_nearest():

@@ -77,6 +77,7 @@ def test_token_advantages_are_taken_as_they_are():
     torch.testing.assert_close(objective.loss(replace(batch, advantage=spread))[0], objective.loss(batch)[0])
     hidden = replace(batch, advantage=spread.masked_fill(~batch.mask, torch.nan))
     assert torch.equal(gradient(objective, hidden), gradient(objective, batch))
+    assert objective.token_loss(hidden)[0].isfinite().all()
     one_token = torch.zeros(6, 7).double()
     one_token[0, 2] = 1.0
     assert gradient(objective, replace(batch, advantage=one_token)).count_nonzero() == 1

@@ -1,0 +1,133 @@
+import random
+
+import pytest
+import torch
+
+from rltk.errors import ConfigError
+from rltk.models.build import build_model, build_tokenizer, save
+from rltk.sft import CONF, load_config, measure, mixed_batches, summed_loss, task_config, train
+from rltk.sft_data import check_shares, corpus, draw_examples, pack
+from rltk.tasks import build_task
+from rltk.tasks.demonstrations import STYLES, demonstrate
+
+CONFIGS = [task_config(name) for name in ("arithmetic", "arithmetic_long")]
+ARITHMETIC, LONG = map(build_task, CONFIGS)
+TINY = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 64}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(corpus([ARITHMETIC, LONG], problems=40), 384)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(CONF.parent / "models" / "tiny"))
+
+
+def examples(tokenizer, task=ARITHMETIC, count=40, seed=0, processes=1):
+    level = task.levels[0]
+    mixture = {level: {"sound": 0.5, "guess": 0.5, "right": 0.5}}
+    return draw_examples(tokenizer, task, mixture, count, seed, processes)
+
+
+@pytest.mark.parametrize("text", ["47 + 35 = 82\n\n\\boxed{82}", "naïve 数学 🙂 \t\r\n  a_b{}", "<tool>f(1e-9)</tool>"])
+def test_any_text_survives_the_tokenizer(shipped, text):
+    assert shipped.decode(shipped.encode(text)) == text
+
+
+def test_the_tokenizer_keeps_sequences_short(shipped):
+    for text in ("\n\n", r"\boxed{", " + ", " - ", " = ", "user", "assistant", "system", "What", " steps"):
+        assert len(shipped.encode(text)) == 1, text
+    assert len(shipped.encode("2048")) == 4
+    rng = random.Random(0)
+    for config, task, shortest in zip(CONFIGS, (ARITHMETIC, LONG), (1, 320), strict=True):
+        for level in task.levels:
+            record = task.sample(rng, level)
+            prompt = shipped.apply_chat_template(
+                list(record.messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            answer = shipped.encode(demonstrate(record, "sound", rng) + shipped.eos_token)
+            assert len(prompt) <= config.max_prompt_tokens and shortest <= len(answer) <= config.max_response_tokens
+
+
+def test_the_chat_template_marks_roles_and_opens_the_answer(shipped):
+    messages = [{"role": "user", "content": "hi"}]
+    text = shipped.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_warm_start_never_sees_the_hardest_level():
+    mixture = load_config(CONF / "sft.yaml", [])["tasks"]
+    assert set(ARITHMETIC.levels) - set(mixture["arithmetic"]["levels"]) == {5}
+    assert set(LONG.levels) == set(mixture["arithmetic_long"]["levels"])
+
+
+def test_examples_are_the_same_from_any_number_of_processes(tokenizer):
+    one, two = examples(tokenizer, count=6000), examples(tokenizer, count=6000, processes=2)
+    assert torch.equal(one.ids, two.ids) and torch.equal(one.lengths, two.lengths)
+    assert not torch.equal(one.ids[:2000], examples(tokenizer, count=6000, seed=1).ids[:2000])
+
+
+def test_packed_rows_give_the_loss_of_the_examples_alone(tokenizer):
+    torch.manual_seed(0)
+    model = build_model(tokenizer, **TINY)
+    short, long = examples(tokenizer), examples(tokenizer, LONG)
+    chosen = torch.arange(8)
+    alone = 0.0
+    for source in (short, long):
+        for i in chosen.tolist():
+            ids = source.ids[source.starts[i] : source.starts[i] + source.lengths[i]].long()[None]
+            labels = ids.clone()
+            labels[:, : source.prompts[i]] = -100
+            alone += summed_loss(model, {"input_ids": ids, "labels": labels}).item()
+    packed = pack([(short, chosen), (long, chosen)], 544)
+    assert packed["input_ids"].shape[0] < 12
+    assert summed_loss(model, packed).item() == pytest.approx(alone, rel=1e-5)
+
+
+def test_an_example_longer_than_a_row_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="tokens_per_row=16"):
+        pack([(examples(tokenizer), torch.arange(3))], 16)
+
+
+def test_training_learns_and_the_same_seed_gives_the_same_weights(tokenizer):
+    weights, losses = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = build_model(tokenizer, **TINY)
+        lines = []
+        train(model, mixed_batches([examples(tokenizer)], [16], 128, 0, "cpu"), 40, lr=1e-2, warmup=4, log=lines.append)
+        weights.append(torch.cat([p.flatten() for p in model.parameters()]))
+        losses.append([float(line.split("loss ")[1].split()[0]) for line in lines])
+    assert torch.equal(*weights)
+    assert losses[0][-1] < 0.6 * losses[0][0]
+
+
+def test_a_saved_model_loads_with_tied_bfloat16_weights_and_can_be_measured(tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    save(build_model(tokenizer, **TINY), tokenizer, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    result = measure(model.float(), tokenizer, ARITHMETIC, problems=5, samples=0, max_tokens=16)
+    assert set(result["levels"]) == {"1", "2", "3", "4", "5"} and 0 <= result["accuracy"] <= 1
+
+
+def test_overrides_set_known_keys_only():
+    config = load_config(CONF / "sft.yaml", ["steps=7", "tasks.arithmetic.levels.1.sound=0.5", "model.hidden=64"])
+    assert config["steps"] == 7 and config["model"]["hidden"] == 64
+    assert config["tasks"]["arithmetic"]["levels"][1]["sound"] == 0.5
+    with pytest.raises(ConfigError, match="'step'"):
+        load_config(CONF / "sft.yaml", ["step=7"])
+
+
+def test_shares_must_be_known_and_sum_to_one():
+    check_shares(1, dict.fromkeys(STYLES, 0.2))
+    with pytest.raises(ConfigError, match="sum to"):
+        check_shares(1, {"sound": 0.9})
+    with pytest.raises(ConfigError, match="'luck'"):
+        check_shares(1, {"sound": 0.9, "luck": 0.1})
