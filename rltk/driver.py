@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from rltk import watch
 from rltk.checkpoint import Checkpoints
@@ -26,10 +27,11 @@ from rltk.errors import RltkError
 from rltk.evaluation import evaluate
 from rltk.learner.packing import ragged
 from rltk.learner.settings import TrainResult
-from rltk.ledger import Issue, Ledger
+from rltk.ledger import Ledger
 from rltk.metrics import LearnedArrays, step_metrics
+from rltk.placement import Placement
 from rltk.pool import RolloutPool
-from rltk.roles import Roles
+from rltk.roles import Roles, replace_dead
 from rltk.rollout.worker import Job, RolloutResult, Sampling
 from rltk.summary import Summary
 from rltk.sync.probe import LENGTH, TEXTS, TOLERANCE
@@ -39,15 +41,25 @@ from rltk.time_ledger import TimeLedger
 from rltk.tracker import Tracker, sample_row
 from rltk.trajectory import Record, Trajectory
 
+RECOVERIES = 3  # of dead engines, within one rollout
 SAMPLES_SHOWN = 4  # trajectories a step in samples.jsonl
 
 
 class Driver:
     """One run. `run()` trains to the end, or to an interrupt, and returns the summary's status."""
 
-    def __init__(self, config: Config, folder: Path, task: Task, tracker: Tracker, roles: Roles, run_id: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        placement: Placement,
+        folder: Path,
+        task: Task,
+        tracker: Tracker,
+        roles: Roles,
+        run_id: str,
+    ) -> None:
         assert roles.learner is not None
-        self.config, self.folder = config, folder
+        self.config, self.placement, self.folder = config, placement, folder
         self.task, self.tracker, self.roles, self.learner = task, tracker, roles, roles.learner
         self.clock = TimeLedger()
         self.rollouts = RolloutPool(roles, config.deadlines.rollout, self._phase)
@@ -91,7 +103,7 @@ class Driver:
         self.step += 1
         issues = self.ledger.issue(self.config.batch.prompts, self.config.batch.samples)
         records = {issue.index: self.task.problem(issue.index) for issue in issues}
-        rolled = self._rollout(issues, records)
+        rolled = self._rollout(records)
         trajectories = self._account(rolled)
         learned = self._learn(trajectories)
         published = self._publish()
@@ -102,12 +114,35 @@ class Driver:
         if last or _due(self.step, self.config.checkpoint.every):
             self._checkpoint()
 
-    def _rollout(self, issues: Sequence[Issue], records: dict[int, Record]) -> RolloutResult:
-        jobs = [Job(i.uid, i.group, records[i.index], i.seed(self.config.seed)) for i in issues]
-        result = self.rollouts(jobs, self.sampling)
+    def _rollout(self, records: dict[int, Record]) -> RolloutResult:
+        """Sample and score what the ledger has in flight."""
+
+        def roll() -> RolloutResult:
+            flying = self.ledger.in_flight.values()
+            jobs = [Job(i.uid, i.group, records[i.index], i.seed(self.config.seed)) for i in flying]
+            return self.rollouts(jobs, self.sampling)
+
+        result = self._surviving(roll)
         self.clock.add("generate", result.generate_seconds)
         self.clock.add("reward", result.reward_seconds)
         return result
+
+    def _surviving(self, roll: Callable[[], RolloutResult]) -> RolloutResult:
+        """`roll()`, again if an engine dies in it: a new one joins at the current version, what was in flight is issued
+        anew. A request's seed does not know of the attempt, so the run goes on as if nothing had happened."""
+        for _ in range(RECOVERIES):
+            try:
+                return roll()
+            except ray.exceptions.RayActorError as error:
+                self.tracker.console.message(f"an actor died ({type(error).__name__}): replacing dead engines")
+                if not replace_dead(self.roles, self.config, self.placement):
+                    raise
+                self.transfer.engines = list(self.roles.engines)
+                self._busy = [0.0] * len(self.roles.engines)
+                for uid in list(self.ledger.in_flight):
+                    self.ledger.retry(uid)
+                self.transfer.publish(self.version)
+        return roll()
 
     def _account(self, rolled: RolloutResult) -> list[Trajectory]:
         """Enter what came back into the ledger. Samples that cannot be used end here, each with its reason."""
@@ -147,8 +182,12 @@ class Driver:
 
     def _evaluate(self) -> None:
         with self.clock.stage("evaluate"):
+
+            def rollouts(jobs: Sequence[Job], sampling: Sampling, what: str) -> RolloutResult:
+                return self._surviving(lambda: self.rollouts(jobs, sampling, what))
+
             figures, _ = evaluate(
-                self.rollouts, self.held_out, self.config.evaluation.samples, self.sampling, self.config.seed,
+                rollouts, self.held_out, self.config.evaluation.samples, self.sampling, self.config.seed,
                 self.config.evaluation.greedy,
             )  # fmt: skip
             self.tracker.evaluation(self.step, figures)

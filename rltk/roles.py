@@ -66,14 +66,52 @@ class Roles:
             ray.kill(actor)
 
 
+def _engine(config: Config, placement: Placement) -> Any:
+    """A new engine actor, on its way up with the weights of the model folder."""
+    return (
+        ray.remote(EngineActor)
+        .options(
+            num_cpus=placement.engine_cpus,
+            num_gpus=placement.engine_gpus,
+            runtime_env=_environment(),
+            max_concurrency=64,
+        )
+        .remote(engine_options(config, placement))
+    )
+
+
+def _environment() -> dict[str, Any]:
+    return {"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}}
+
+
+def replace_dead(roles: Roles, config: Config, placement: Placement) -> int:
+    """Start a new engine for each that has died, and tell the workers. Returns how many there were.
+
+    The new ones still have the model folder's weights: publish before the next request.
+    """
+    dead = [number for number, engine in enumerate(roles.engines) if not _alive(engine)]
+    for number in dead:
+        roles.engines[number] = _engine(config, placement)
+    for number in dead:
+        ready = roles.engines[number].ready.remote()
+        watch.get(ready, "restart", "driver", "rollout engine", config.deadlines.start, peek=[roles.engines[number]])
+    told = [worker.set_engines.remote(roles.engines) for worker in roles.workers]
+    watch.get(told, "hear of new engines", "driver", "rollout workers", config.deadlines.sync, peek=roles.workers)
+    return len(dead)
+
+
+def _alive(actor: Any) -> bool:
+    try:
+        ray.get(actor.stats.remote(), timeout=20)
+        return True
+    except ray.exceptions.RayActorError:
+        return False
+
+
 def start_roles(config: Config, placement: Placement, train: bool = True) -> Roles:
     """Start every role at the same time; returns when all stand, raises what kept one from it."""
     deadlines = {"rollout": config.deadlines.rollout, "reward": config.deadlines.reward}
-    environment = {"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}}
-    engine = ray.remote(EngineActor).options(
-        num_cpus=placement.engine_cpus, num_gpus=placement.engine_gpus, runtime_env=environment, max_concurrency=64
-    )
-    engines = [engine.remote(engine_options(config, placement)) for _ in range(config.rollout.engines)]
+    engines = [_engine(config, placement) for _ in range(config.rollout.engines)]
     reward = config.reward
     rewards = [
         RewardWorker.options(num_cpus=placement.reward_cpus).remote(
@@ -81,7 +119,7 @@ def start_roles(config: Config, placement: Placement, train: bool = True) -> Rol
         )
         for _ in range(reward.workers)
     ]
-    worker = ray.remote(RolloutWorker).options(num_cpus=placement.worker_cpus, runtime_env=environment)
+    worker = ray.remote(RolloutWorker).options(num_cpus=placement.worker_cpus, runtime_env=_environment())
     workers = [
         worker.remote(config.model.path, engines, rewards, deadlines, config.model.chat_template)
         for _ in range(config.rollout.workers)

@@ -102,7 +102,9 @@ def _train(config: Config, plan: Any, folder: Path, task: Task, record: dict[str
             tracker.phase("start the roles")
             roles = start_roles(config, plan.placement)
             try:
-                driver = Driver(config, folder, task, tracker, roles, f"{config.name}-{secrets.token_hex(4)}")
+                driver = Driver(
+                    config, plan.placement, folder, task, tracker, roles, f"{config.name}-{secrets.token_hex(4)}"
+                )
                 status = driver.run()
             except BaseException as error:
                 tracker.console.message(f"the roles' logs are in {logs}")

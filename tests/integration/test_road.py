@@ -34,7 +34,8 @@ def rows(folder: Path, name: str = "metrics") -> list[dict]:
 
 def timeless(row: dict) -> dict:
     """What must not depend on the machine's speed."""
-    return {k: v for k, v in row.items() if not k.startswith(("time/", "tokens_per_s/", "wall_time", "overhead"))}
+    timed = ("time/", "tokens_per_s/", "wall_time", "overhead", "dropped/reissued")
+    return {name: value for name, value in row.items() if not name.startswith(timed)}
 
 
 def left_after(processes, seconds: float) -> list[str]:
@@ -103,14 +104,30 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert sum(p.numel() for p in model.parameters()) > 0 and tokenizer.chat_template
 
 
-def test_killed_and_resumed_it_is_the_same_run(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run: (its folder, the arguments that made it)."""
+    output = tmp_path_factory.mktemp("whole")
+    arguments = [*SMALL, "steps=4", "checkpoint.every=1", "evaluation.every=2"]
+    code, out = finish(start(*arguments, f"output={output}", "name=whole"))
+    assert code == 0, out
+    return output / "whole", arguments
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert [row["step"] for row in rows(other)] == [1, 2, 3, 4]
+    for a, b in zip(rows(one), rows(other), strict=True):
+        assert timeless(a) == timeless(b)
+    assert [timeless(row) for row in rows(one, "evaluations")] == [timeless(row) for row in rows(other, "evaluations")]
+
+
+def test_killed_and_resumed_it_is_the_same_run(whole, tmp_path):
     """kill -9 while sampling, between training and sync, and with a checkpoint half written; the metrics equal an
     uninterrupted run's."""
-    arguments = [*SMALL, "steps=4", "checkpoint.every=1", "evaluation.every=2", f"output={tmp_path}"]
-    code, out = finish(start(*arguments, "name=whole"))
-    assert code == 0, out
+    folder, arguments = whole
+    arguments = [*arguments, f"output={tmp_path}", "name=cut", "resume=auto"]
     for point in ("2:generate", "3:sync", "3:commit"):
-        process = start(*arguments, "name=cut", "resume=auto", f"debug.die_at={point}")
+        process = start(*arguments, f"debug.die_at={point}")
         children: set[psutil.Process] = set()
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -118,22 +135,32 @@ def test_killed_and_resumed_it_is_the_same_run(tmp_path):
             time.sleep(0.2)
         assert process.returncode == -signal.SIGKILL, process.stdout.read() if process.stdout else ""
         assert not left_after(children, 60), "processes of a killed run are left"
-    code, out = finish(start(*arguments, "name=cut", "resume=auto"))
+    code, out = finish(start(*arguments))
     assert code == 0, out
-    whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
-    assert [row["step"] for row in cut] == [1, 2, 3, 4]
-    for one, other in zip(whole, cut, strict=True):
-        assert timeless(one) == timeless(other)
-    evaluations = [[timeless(row) for row in rows(tmp_path / name, "evaluations")] for name in ("whole", "cut")]
-    assert evaluations[0] == evaluations[1]
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")]
+    assert_same_run(folder, tmp_path / "cut")
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, tmp_path / "cut")]
     assert summaries[0]["ledger"] == summaries[1]["ledger"]
     assert summaries[0]["tokens_sampled"] == summaries[1]["tokens_sampled"]
     assert summaries[1]["weight_version"][0] > 0  # another incarnation
 
     # The same folder with another learning rate is not the same run.
-    code, out = finish(start(*arguments, "name=cut", "resume=auto", "learner.lr=1e-3"))
+    code, out = finish(start(*arguments, "learner.lr=1e-3"))
     assert code == 2 and "learner.lr" in out, out
+
+
+def test_an_engine_may_die_and_the_run_does_not_notice(whole, tmp_path):
+    """The engine's process is killed twice; a new one joins at the current version, and the numbers stay the same."""
+    folder, arguments = whole
+    process = start(*arguments, f"output={tmp_path}", "name=died")
+    for line in ("step 1/", "step 3/"):
+        read_until(process, line)
+        engines = [c for c in psutil.Process(process.pid).children(recursive=True) if "EngineActor" in c.name()]
+        assert len(engines) == 1, engines
+        engines[0].kill()
+    code, out = finish(process)
+    assert code == 0, out
+    assert "replacing dead engines" in out
+    assert_same_run(folder, tmp_path / "died")
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_no_process(tmp_path):

@@ -1,0 +1,125 @@
+"""`python -m bench.learning [--parallel N] [--seeds 0 1 2] [--out FOLDER] [key=value ...]`: does the default run learn?
+
+ctpo and grpo at the same hyper-parameters, several seeds, and a control whose rewards are shuffled across groups (it
+must not gain). Writes learning.json and learning.png to `--out` (docs/results) as runs end, and prints a table.
+Runs share the machine if `--parallel` is over 1; on one GPU give each its share, as in rollout.gpu_memory_share=0.08.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rltk.files import write_json
+from rltk.manifest import versions
+
+ARMS = {"ctpo": ["algorithm=ctpo"], "grpo": ["algorithm=grpo"]}
+CONTROL = {"permuted": ["algorithm=ctpo", "debug.permute_rewards=true"]}
+KEPT = ("final_accuracy", "final_greedy", "initial_accuracy", "initial_greedy", "initial_flawed", "final_flawed")
+
+
+def commands(seeds: list[int], extra: list[str], folder: Path) -> dict[str, list[str]]:
+    """name -> command. The control runs with the first seed alone."""
+    jobs = {f"{arm}-s{s}": [*keys, f"seed={s}"] for s in seeds for arm, keys in ARMS.items()}
+    jobs |= {f"{arm}-s{seeds[0]}": [*keys, f"seed={seeds[0]}"] for arm, keys in CONTROL.items()}
+    start = [sys.executable, "-m", "rltk.train"]
+    return {n: [*start, *keys, *extra, f"name={n}", f"output={folder}", "tracker=none"] for n, keys in jobs.items()}
+
+
+def run_all(jobs: dict[str, list[str]], parallel: int, folder: Path, out: Path, header: dict[str, Any]) -> None:
+    """Run the jobs, `parallel` at a time, a quarter of a minute apart; write the results after each."""
+    waiting, running, done = list(jobs), {}, {}
+    while waiting or running:
+        if waiting and len(running) < parallel:
+            name = waiting.pop(0)
+            log = open(folder / f"{name}.log", "w")  # noqa: SIM115
+            running[name] = subprocess.Popen(jobs[name], stdout=log, stderr=subprocess.STDOUT)
+            time.sleep(15 if parallel > 1 else 0)
+        for name in [n for n, process in running.items() if process.poll() is not None]:
+            code = running.pop(name).returncode
+            if code:
+                print(f"{name} ended with {code}:\n{(folder / f'{name}.log').read_text()[-2000:]}", flush=True)
+                continue
+            done[name] = result(folder / name)
+            write(out, header, done)
+            figures = {key: done[name][key] for key in KEPT if done[name][key] is not None} | done[name]["final_levels"]
+            print(f"{name:14}", " ".join(f"{key} {value:.1%}" for key, value in figures.items()), flush=True)
+        time.sleep(1)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / "summary.json").read_text())
+    evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    kept = {key: summary[key] for key in (*KEPT, "final_levels", "means", "wall_seconds", "steps", "config_hash")}
+    names = ("step", "avg@4", "avg@4_ci", "greedy", "flawed")
+    curve = [{k: row.get(k) for k in names} | {"levels": {n: v["avg@4"] for n, v in row["levels"].items()}}
+             for row in evaluations]  # fmt: skip
+    return kept | {"curve": curve}
+
+
+def write(out: Path, header: dict[str, Any], runs: dict[str, Any]) -> None:
+    write_json(out / "learning.json", header | {"runs": dict(sorted(runs.items()))})
+    plot(out / "learning.png", runs)
+
+
+def plot(path: Path, runs: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    colours = {"ctpo": "#4269d0", "grpo": "#ef7d1a", "permuted": "#8a8f98"}
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), sharex=True, constrained_layout=True)
+    panels = {"avg@4": "avg@4, held out", "greedy": "greedy, held out", "flawed": "flawed among right answers"}
+    for axis, (key, title) in zip(axes, panels.items(), strict=True):
+        labelled = set()
+        for name, run in sorted(runs.items()):
+            arm = name.rsplit("-", 1)[0]
+            points = [(row["step"], 100 * row[key]) for row in run["curve"] if row[key] is not None]
+            axis.plot(*zip(*points, strict=True), color=colours[arm], marker="o", markersize=3, linewidth=1.5,
+                      label=None if arm in labelled else arm)  # fmt: skip
+            labelled.add(arm)
+        axis.set(title=title, xlabel="training step", ylim=(-2, 102))
+        axis.set_ylabel("%")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.learning", description=__doc__)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("keys", nargs="*")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    header = {
+        "command": f"python -m bench.learning {' '.join(sys.argv[1:])}".strip(),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_gpu()}",
+        "versions": versions(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = commands(arguments.seeds, arguments.keys, Path(folder))
+        run_all(jobs, arguments.parallel, Path(folder), arguments.out, header)
+
+
+def _gpu() -> str:
+    listing = (
+        subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True) if Path("/dev/nvidia0").exists() else None
+    )
+    return listing.stdout.split("(")[0].strip() if listing else "no GPU"
+
+
+if __name__ == "__main__":
+    main()
