@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -91,10 +92,11 @@ class Driver:
             while self.step < self.config.steps and not self._interrupted:
                 self.train_step()
             if self._interrupted and self.step < self.config.steps:
-                self._checkpoint()
+                if self.step not in self.checkpoints.steps():
+                    self._checkpoint()
                 return "interrupted"
             self._phase("write the model")
-            self.learner.save_hugging_face(str(self.folder / "model"))
+            self._write_model("model")
             return "finished"
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ class Driver:
     def train_step(self) -> None:
         self.step += 1
         issues = self.ledger.issue(self.config.batch.prompts, self.config.batch.samples)
-        records = {issue.index: self.task.problem(issue.index) for issue in issues}
+        records = {issue.group: self.task.problem(issue.index) for issue in issues}
         rolled = self._rollout(records)
         trajectories = self._account(rolled)
         learned = self._learn(trajectories)
@@ -114,12 +116,12 @@ class Driver:
         if last or _due(self.step, self.config.checkpoint.every):
             self._checkpoint()
 
-    def _rollout(self, records: dict[int, Record]) -> RolloutResult:
+    def _rollout(self, records: dict[str, Record]) -> RolloutResult:
         """Sample and score what the ledger has in flight."""
 
         def roll() -> RolloutResult:
             flying = self.ledger.in_flight.values()
-            jobs = [Job(i.uid, i.group, records[i.index], i.seed(self.config.seed)) for i in flying]
+            jobs = [Job(i.uid, i.group, records[i.group], i.seed(self.config.seed)) for i in flying]
             return self.rollouts(jobs, self.sampling)
 
         result = self._surviving(roll)
@@ -192,7 +194,7 @@ class Driver:
             )  # fmt: skip
             self.tracker.evaluation(self.step, figures)
             if self.summary.evaluated(self.step, figures):
-                self.learner.save_hugging_face(str(self.folder / "best"))
+                self._write_model("best")
 
     def _record(
         self,
@@ -200,9 +202,9 @@ class Driver:
         learned: TrainResult,
         rolled: RolloutResult,
         published: Published,
-        records: dict[int, Record],
+        records: dict[str, Record],
     ) -> None:
-        levels = [records[int(t.uid.split("/")[1])].level for t in trajectories]
+        levels = [records[t.group_id].level for t in trajectories]
         row = step_metrics(trajectories, LearnedArrays(learned.old, learned.new, learned.entropy), levels)
         row |= learned.metrics
         for name in ("log_rho", "log_ratio"):
@@ -222,7 +224,7 @@ class Driver:
         self.summary.trained(row, sampled, sum(trajectories[i].length for i in learned.trained))
         self.tracker.log(self.step, row)
         shown = trajectories[:: max(1, len(trajectories) // SAMPLES_SHOWN)][:SAMPLES_SHOWN]
-        self.tracker.samples(self.step, [sample_row(t, records[int(t.uid.split("/")[1])]) for t in shown])
+        self.tracker.samples(self.step, [sample_row(t, records[t.group_id]) for t in shown])
 
     def _vllm_seconds(self) -> float:
         """Seconds since the last call that an engine spent inside vLLM; of the busiest, as engines run side by side."""
@@ -252,6 +254,14 @@ class Driver:
             self._phase("commit")
 
         self.checkpoints.save(self.step, state, save)
+
+    def _write_model(self, name: str) -> None:
+        """The weights as a Hugging Face folder of that name: whole, or the one before."""
+        final, partial = self.folder / name, self.folder / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        self.learner.save_hugging_face(str(partial))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
 
     def _restore(self) -> bool:
         """Go on from the newest checkpoint, if the run is a resumed one and has any."""

@@ -23,7 +23,7 @@ class LearnedArrays:
     """The learner's per-token values of one step, one array for each trajectory in the same order, over its sampled
     tokens only, float32 [length]; None for a trajectory that was not trained on (masked, dropped).
 
-    `old`: log-probs before the step; `new`: when the trajectory's minibatch trained; `entropy`: in units of log V. An
+    `old`: log-probs before the step; `new`: when the trajectory's minibatch trained; `entropy`: in nats. An
     empty list says that the quantity was not computed.
     """
 
@@ -44,7 +44,7 @@ def step_metrics(
     length/mean, length/max       sampled tokens; truncated: share that ended by length
     masked/share, masked/count    trajectories without a reward; masked/<cause> their share by cause ("timeout", ...);
                                   masked/length_q1..q4 their share in each quartile of length (a bias if they differ)
-    entropy                       mean over tokens, in units of log V
+    entropy                       mean over tokens, in nats
     ratio/q05/1-16, ...           q05, q50, q95 of the log-ratio new - old by position among the sampled tokens
     mismatch/...                  see `mismatch`
     not_finite/old, ...           share of tokens whose value is NaN or infinite, where there are any; every other

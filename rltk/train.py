@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rltk import manifest
 from rltk.checks import check, run_dir
@@ -14,9 +15,13 @@ from rltk.compose import load
 from rltk.config import Config
 from rltk.errors import ConfigError
 from rltk.model_folder import resolve_model
-from rltk.plan import make_plan
+from rltk.plan import Plan, make_plan
 from rltk.plan_view import render
 from rltk.tasks import Task, build_task
+
+if TYPE_CHECKING:  # these import torch and Ray, which a dry run does without
+    from rltk.driver import Driver
+    from rltk.tracker import Tracker
 
 
 def main(argv: list[str]) -> int:
@@ -33,8 +38,7 @@ def main(argv: list[str]) -> int:
         return 0
     _check_code(config, task)
     folder = run_dir(config)
-    record, resumed = _open(folder, config)
-    return _train(config, plan, folder, task, record, resumed)
+    return _train(config, plan, folder, task, _open(folder, config))
 
 
 def _check_code(config: Config, task: Task) -> None:
@@ -72,22 +76,20 @@ def _check_prompts(config: Config, task: Task) -> None:
         )
 
 
-def _open(folder: Path, config: Config) -> tuple[dict[str, Any], bool]:
-    """The run's manifest, written; and whether a run of that name is there to go on with."""
-    resumed = config.resume == "auto" and (folder / "manifest.json").is_file()
+def _open(folder: Path, config: Config) -> dict[str, Any]:
+    """The run's manifest; for a resume, checked against the one that is there."""
     record = manifest.make_manifest(config, None)
-    if resumed:
+    if config.resume == "auto" and (folder / "manifest.json").is_file():
         old = manifest.read(folder)
         accepted = manifest.check_resume(old, record)
         record |= {"created": old["created"], "wandb_id": old["wandb_id"]}
         record["resumes"] = [*old.get("resumes", []), {"accepted": accepted}]
         for difference in accepted:
             print(f"rltk: resuming with a difference that does not change results: {difference}", file=sys.stderr)
-    return record, resumed
+    return record
 
 
-def _train(config: Config, plan: Any, folder: Path, task: Task, record: dict[str, Any], resumed: bool) -> int:
-    from rltk import report
+def _train(config: Config, plan: Plan, folder: Path, task: Task, record: dict[str, Any]) -> int:
     from rltk.cluster import connect
     from rltk.driver import Driver
     from rltk.roles import start_roles
@@ -95,6 +97,7 @@ def _train(config: Config, plan: Any, folder: Path, task: Task, record: dict[str
 
     tracker = Tracker(folder, config, record["wandb_id"])
     manifest.write(folder, config, record | {"wandb_id": tracker.wandb_id})
+    run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
     status, driver, problem = "failed", None, ""
     try:
         tracker.phase("start Ray")
@@ -102,30 +105,33 @@ def _train(config: Config, plan: Any, folder: Path, task: Task, record: dict[str
             tracker.phase("start the roles")
             roles = start_roles(config, plan.placement)
             try:
-                driver = Driver(
-                    config, plan.placement, folder, task, tracker, roles, f"{config.name}-{secrets.token_hex(4)}"
-                )
+                driver = Driver(config, plan.placement, folder, task, tracker, roles, run_id)
                 status = driver.run()
             except BaseException as error:
-                tracker.console.message(f"the roles' logs are in {logs}")
                 problem = f"{type(error).__name__}: {error}"
+                tracker.console.message(f"the roles' logs are in {logs}")
                 raise
             finally:
                 roles.stop()
     finally:
-        if driver is None:
-            tracker.close()
-        else:
-            ledger = {
-                "issued": driver.ledger.issued,
-                "trained": driver.ledger.trained,
-                "dropped": driver.ledger.dropped,
-            }
-            summary = driver.summary.result(status, driver.version, record["config_hash"], ledger)
-            tracker.finish(summary | ({"error": problem} if problem else {}))
-            report.build(folder)
-    print(f"{status}: {folder}  (report.html, summary.json, model/)" if status == "finished" else f"{status}: {folder}")
+        _finish(tracker, driver, status, problem, record["config_hash"])
+    files = "  (report.html, summary.json, model/)" if status == "finished" else ""
+    print(f"{status}: {folder}{files}")
     return 0 if status == "finished" else 130
+
+
+def _finish(tracker: Tracker, driver: Driver | None, status: str, problem: str, config_hash: str) -> None:
+    """Summary and report, whatever the run came to; nothing of the kind if it never began."""
+    if driver is None:
+        tracker.close()
+        return
+    from rltk import report
+
+    ledger = driver.ledger
+    counts = {"issued": ledger.issued, "trained": ledger.trained, "dropped": dict(ledger.dropped)}
+    summary = driver.summary.result(status, driver.version, config_hash, counts)
+    tracker.finish(summary | ({"error": problem} if problem else {}))
+    report.build(driver.folder)
 
 
 if __name__ == "__main__":

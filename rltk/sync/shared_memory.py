@@ -31,7 +31,10 @@ class Published:
 
 
 class SharedMemoryTransfer:
-    """`publish(version)` moves the learner's weights to every engine and proves it. `run_id` keeps runs apart."""
+    """`publish(version)` moves the learner's weights to every engine and proves it.
+
+    `run_id`, "<pid of the driver>-...", keeps runs apart and tells whose a file was.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class SharedMemoryTransfer:
         deadline: float,
     ) -> None:
         self.learner, self.engines, self.run_id = learner, list(engines), run_id
+        _remove_orphans()
         self.probe, self.tolerance, self.deadline = [list(ids) for ids in probe], tolerance, deadline
 
     def publish(self, version: Version) -> Published:
@@ -75,3 +79,11 @@ class SharedMemoryTransfer:
     def _engines(self, method: str, *arguments: Any) -> list[Any]:
         references = [getattr(engine, method).remote(*arguments) for engine in self.engines]
         return watch.get(references, method, "driver", "rollout engines", self.deadline, peek=self.engines)
+
+
+def _remove_orphans() -> None:
+    """A run that was killed inside a sync leaves its file behind, and it holds memory."""
+    for path in FOLDER.glob("rltk-*.weights*"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            path.unlink(missing_ok=True)

@@ -103,6 +103,16 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     )
     assert sum(p.numel() for p in model.parameters()) > 0 and tokenizer.chat_template
 
+    # vLLM loads it too, and an evaluation of it says what a user asks for.
+    command = [sys.executable, "-m", "rltk.evaluate", f"model={folder / 'model'}", "samples=4", "problems=5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["problems"] == 5 and figures["samples"] == 4
+    for name in ("avg@4", "pass@1", "pass@2", "pass@4", "greedy"):
+        low, high = figures[f"{name}_ci"]
+        assert 0 <= low <= figures[name] <= high <= 1
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -121,12 +131,15 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [timeless(row) for row in rows(one, "evaluations")] == [timeless(row) for row in rows(other, "evaluations")]
 
 
-def test_killed_and_resumed_it_is_the_same_run(whole, tmp_path):
+@pytest.mark.parametrize(
+    "points", [("3:commit",), pytest.param(("2:generate", "3:sync", "3:commit"), marks=pytest.mark.full)]
+)
+def test_killed_and_resumed_it_is_the_same_run(whole, tmp_path, points):
     """kill -9 while sampling, between training and sync, and with a checkpoint half written; the metrics equal an
     uninterrupted run's."""
     folder, arguments = whole
     arguments = [*arguments, f"output={tmp_path}", "name=cut", "resume=auto"]
-    for point in ("2:generate", "3:sync", "3:commit"):
+    for point in points:
         process = start(*arguments, f"debug.die_at={point}")
         children: set[psutil.Process] = set()
         while process.poll() is None:
@@ -148,6 +161,7 @@ def test_killed_and_resumed_it_is_the_same_run(whole, tmp_path):
     assert code == 2 and "learner.lr" in out, out
 
 
+@pytest.mark.full
 def test_an_engine_may_die_and_the_run_does_not_notice(whole, tmp_path):
     """The engine's process is killed twice; a new one joins at the current version, and the numbers stay the same."""
     folder, arguments = whole
