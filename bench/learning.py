@@ -50,7 +50,9 @@ def run_all(jobs: dict[str, list[str]], parallel: int, folder: Path, out: Path, 
                 continue
             done[name] = result(folder / name)
             write(out, header, done)
-            figures = {key: done[name][key] for key in KEPT if done[name][key] is not None} | done[name]["final_levels"]
+            figures = {key: done[name][key] for key in KEPT if done[name][key] is not None} | {
+                k: v for k, v in done[name]["final_levels"].items() if v is not None
+            }
             print(f"{name:14}", " ".join(f"{key} {value:.1%}" for key, value in figures.items()), flush=True)
         time.sleep(1)
 

@@ -28,7 +28,7 @@ def connect(cluster: Cluster, placement: Placement) -> Iterator[str]:
         address = cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
         try:
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise ConfigError(
                 f"no Ray cluster answers at {address!r} ({error}). Fix: cluster=local, or cluster.address=<host:port> "
                 "(and RAY_AUTH_MODE=token where the cluster asks for a token)."

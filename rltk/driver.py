@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import ray
@@ -24,8 +24,9 @@ import ray
 from rltk import watch
 from rltk.checkpoint import Checkpoints
 from rltk.config import Config
-from rltk.errors import RltkError
+from rltk.errors import MismatchError, RltkError
 from rltk.evaluation import evaluate
+from rltk.interrupt import first_interrupt_calls
 from rltk.learner.packing import ragged
 from rltk.learner.settings import TrainResult
 from rltk.ledger import Ledger
@@ -42,7 +43,9 @@ from rltk.time_ledger import TimeLedger
 from rltk.tracker import Tracker, sample_row
 from rltk.trajectory import Record, Trajectory
 
+PATIENCE = 3  # steps in a row without anything to learn from, before that is an error
 RECOVERIES = 3  # of dead engines, within one rollout
+T = TypeVar("T")
 SAMPLES_SHOWN = 4  # trajectories a step in samples.jsonl
 
 
@@ -58,31 +61,34 @@ class Driver:
         tracker: Tracker,
         roles: Roles,
         run_id: str,
+        incarnation: int,
     ) -> None:
         assert roles.learner is not None
         self.config, self.placement, self.folder = config, placement, folder
         self.task, self.tracker, self.roles, self.learner = task, tracker, roles, roles.learner
         self.clock = TimeLedger()
-        self.rollouts = RolloutPool(roles, config.deadlines.rollout, self._phase)
+        self.rollouts = RolloutPool(roles, config.deadlines, self._phase)
         self.sampling = Sampling(
             config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens
         )
         texts = watch.get(roles.workers[0].encode.remote(TEXTS), "encode the probe", "driver", "rollout worker", 60)
-        probe = [ids[:LENGTH] for ids in texts]
+        room = config.task.max_prompt_tokens + config.task.max_response_tokens
+        probe = [ids[: min(LENGTH, room)] for ids in texts]
         self.transfer = SharedMemoryTransfer(
             self.learner, roles.engines, run_id, probe, _tolerance(config), config.deadlines.sync
         )
         self.checkpoints = Checkpoints(folder, config.checkpoint.keep)
         self.ledger = Ledger(config.seed, task.size)
-        self.step, self.version = 0, (0, 0)
+        self.step, self.version = 0, (incarnation, 0)
         self.summary = Summary(config)
         self.held_out: list[Record] = []
         self._interrupted = False
         self._busy = [0.0] * len(roles.engines)
+        self._idle = 0  # steps in a row without a trained sample
 
     def run(self) -> str:
         """Train. Returns "finished" or "interrupted"; whatever fails is raised, with the last checkpoint in place."""
-        with _graceful_interrupt(self):
+        with first_interrupt_calls(self.interrupt):
             self.held_out = self.task.held_out(self.config.evaluation.problems)
             resumed = self._restore()
             self._publish()
@@ -129,22 +135,31 @@ class Driver:
         self.clock.add("reward", result.reward_seconds)
         return result
 
-    def _surviving(self, roll: Callable[[], RolloutResult]) -> RolloutResult:
-        """`roll()`, again if an engine dies in it: a new one joins at the current version, what was in flight is issued
+    def _surviving(self, call: Callable[[], T]) -> T:
+        """`call()`, again if an engine dies in it: a new one joins at the current version, what was in flight is issued
         anew. A request's seed does not know of the attempt, so the run goes on as if nothing had happened."""
-        for _ in range(RECOVERIES):
+        for left in reversed(range(RECOVERIES + 1)):
             try:
-                return roll()
+                return call()
             except ray.exceptions.RayActorError as error:
-                self.tracker.console.message(f"an actor died ({type(error).__name__}): replacing dead engines")
-                if not replace_dead(self.roles, self.config, self.placement):
+                if not left:
                     raise
-                self.transfer.engines = list(self.roles.engines)
-                self._busy = [0.0] * len(self.roles.engines)
-                for uid in list(self.ledger.in_flight):
-                    self.ledger.retry(uid)
-                self.transfer.publish(self.version)
-        return roll()
+                self._replace_engines(error)
+        raise AssertionError("unreachable")
+
+    def _replace_engines(self, error: ray.exceptions.RayActorError) -> None:
+        """Raises `error` if it was not an engine that died: another role's death ends the run at its checkpoint."""
+        self.tracker.console.message(f"an actor died ({type(error).__name__}): replacing dead engines")
+        replaced = replace_dead(self.roles, self.config, self.placement)
+        if not replaced:
+            raise error
+        self.transfer.engines = list(self.roles.engines)
+        for number in replaced:
+            self._busy[number] = 0.0
+        for uid in list(self.ledger.in_flight):
+            self.ledger.retry(uid)
+        with suppress(ray.exceptions.RayActorError):  # another death: the next call meets it and comes back here
+            self.transfer.publish(self.version)
 
     def _account(self, rolled: RolloutResult) -> list[Trajectory]:
         """Enter what came back into the ledger. Samples that cannot be used end here, each with its reason."""
@@ -152,17 +167,34 @@ class Driver:
             self.ledger.drop(uid, "broken sample")
         for trajectory in rolled.trajectories:
             self.ledger.score(trajectory.uid)
+        if self.ledger.in_flight:
+            raise MismatchError(
+                f"{len(self.ledger.in_flight)} samples never came back: {list(self.ledger.in_flight)[:3]}"
+            )
+        self._say("unusable", list(rolled.failed.values()))
+        unknown = [t.reward.reason for t in rolled.trajectories if t.reward is not None and t.reward.value is None]
+        self._say("without a reward, and left out,", unknown)
         if self.config.debug.permute_rewards:
             return _permuted(rolled.trajectories, self.config.seed, self.step)
         return rolled.trajectories
 
+    def _say(self, what: str, reasons: list[str]) -> None:
+        if reasons:
+            self.tracker.console.message(f"step {self.step}: {len(reasons)} samples {what} first: {reasons[0]}")
+
     def _learn(self, trajectories: list[Trajectory]) -> TrainResult:
         if not trajectories:
-            raise RltkError("every sample of this step was unusable; see the failures above and the engine's log")
+            raise RltkError("every sample of this step was unusable; the first reason is above")
         self._phase("train")
         batch = ragged(trajectories)
         with self.clock.stage("train"):
             learned = self.learner.train(batch, _seed(self.config.seed, self.step))
+        self._idle = 0 if learned.trained else self._idle + 1
+        if self._idle == PATIENCE:
+            raise RltkError(
+                f"{PATIENCE} steps in a row had nothing to learn from: no group had two samples with a "
+                "reward. Fix: see the reasons above; the reward function or its workers fail."
+            )
         # The rank timed its own passes; what is left of the call (transport) stays under train.
         self.clock.add("logprobs", learned.seconds["logprobs"])
         self.clock.add("train", -learned.seconds["logprobs"])
@@ -180,7 +212,7 @@ class Driver:
         self.version = (self.version[0], self.step)
         self._phase("sync")
         with self.clock.stage("sync"):
-            return self.transfer.publish(self.version)
+            return self._surviving(lambda: self.transfer.publish(self.version))
 
     def _evaluate(self) -> None:
         with self.clock.stage("evaluate"):
@@ -215,7 +247,7 @@ class Driver:
         row |= {f"dropped/{reason}": float(count) for reason, count in self.ledger.dropped.items()}
         busy = self._vllm_seconds()
         times = self.clock.close()
-        inside = busy + sum(learned.seconds.values())
+        inside = busy + learned.seconds["deepspeed"]
         row["overhead"] = max(0.0, 1.0 - inside / times["time/step"])  # neither in vLLM nor in DeepSpeed
         sampled = sum(t.length for t in trajectories)
         row |= times
@@ -228,7 +260,13 @@ class Driver:
 
     def _vllm_seconds(self) -> float:
         """Seconds since the last call that an engine spent inside vLLM; of the busiest, as engines run side by side."""
-        stats = watch.get([e.stats.remote() for e in self.roles.engines], "statistics", "driver", "rollout engines", 30)
+
+        def ask() -> list[dict[str, float]]:
+            return watch.get(
+                [e.stats.remote() for e in self.roles.engines], "statistics", "driver", "rollout engines", 30
+            )
+
+        stats = self._surviving(ask)
         before, self._busy = self._busy, [s["busy_seconds"] for s in stats]
         return max(now - then for now, then in zip(self._busy, before, strict=True))
 
@@ -256,12 +294,16 @@ class Driver:
         self.checkpoints.save(self.step, state, save)
 
     def _write_model(self, name: str) -> None:
-        """The weights as a Hugging Face folder of that name: whole, or the one before."""
+        """The weights as a Hugging Face folder of that name. At any instant it or `<name>.old` is whole."""
         final, partial = self.folder / name, self.folder / f"{name}.partial"
+        old = self.folder / f"{name}.old"
         shutil.rmtree(partial, ignore_errors=True)
         self.learner.save_hugging_face(str(partial))
-        shutil.rmtree(final, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
         partial.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _restore(self) -> bool:
         """Go on from the newest checkpoint, if the run is a resumed one and has any."""
@@ -274,7 +316,7 @@ class Driver:
         self.tracker.rollback(state["step"])
         self.learner.load(learner_file)
         self.step = state["step"]
-        self.version = (state["version"][0] + 1, state["step"])  # another incarnation: versions never repeat
+        self.version = (self.version[0], state["step"])
         self.ledger = Ledger.restore(state["ledger"])
         self.summary.restore(state["summary"])
         return True
@@ -283,27 +325,6 @@ class Driver:
         """Ask the run to stop after the step that is under way."""
         self._interrupted = True
         self.tracker.console.message("interrupted: finishing this step, then a checkpoint. Ctrl-C again stops at once.")
-
-
-class _graceful_interrupt:
-    """The first SIGINT or SIGTERM lets the step finish; a second one raises KeyboardInterrupt."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver, self.seen = driver, 0
-
-    def __enter__(self) -> None:
-        def handle(signum: int, frame: Any) -> None:
-            self.seen += 1
-            if self.seen > 1:
-                raise KeyboardInterrupt
-            self.driver.interrupt()
-
-        with suppress(ValueError):  # not on the main thread: whoever runs us there handles signals
-            self.before = [(s, signal.signal(s, handle)) for s in (signal.SIGINT, signal.SIGTERM)]
-
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in getattr(self, "before", []):
-            signal.signal(number, handler)
 
 
 def _due(step: int, every: int) -> bool:

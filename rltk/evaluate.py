@@ -17,7 +17,7 @@ from rltk.cli import run_entry, wants_help
 from rltk.compose import load
 from rltk.config import Config
 from rltk.errors import ConfigError
-from rltk.files import append_jsonl, write_json
+from rltk.files import write_json, write_text
 from rltk.model_folder import resolve_model
 from rltk.placement import place
 from rltk.tasks import build_task
@@ -46,8 +46,7 @@ def main(argv: list[str]) -> int:
     if writes:
         folder = Path(config.output)
         write_json(folder / f"{config.name}.evaluation.json", figures)
-        for row in rows:
-            append_jsonl(folder / f"{config.name}.samples.jsonl", row)
+        write_text(folder / f"{config.name}.samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     print(json.dumps(figures))
     return 0
 
@@ -68,7 +67,7 @@ def _evaluate(config: Config, records: list[Any]) -> tuple[dict[str, Any], list[
         print("starting the engine ...", file=sys.stderr)
         roles = start_roles(config, placement, train=False)
         try:
-            pool = RolloutPool(roles, config.deadlines.rollout, lambda what, done, total: None)
+            pool = RolloutPool(roles, config.deadlines, lambda what, done, total: None)
             figures, trajectories = evaluate(
                 pool, records, config.evaluation.samples, sampling, config.seed, config.evaluation.greedy
             )

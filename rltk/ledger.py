@@ -1,6 +1,6 @@
 """Exactly-once bookkeeping of prompts: every issue ends `trained` or `dropped(reason)`.
 
-    issued = in flight + scored + trained + dropped          (at any instant; checked on every change)
+    issued = in flight + scored + trained + dropped          (between any two calls)
 
 An issue is one sample of one prompt: (prompt index, epoch, attempt, sample). The ledger is plain data: it is committed
 with every checkpoint, and after a rollback whatever was trained since is issued again, in the same order.
@@ -49,6 +49,7 @@ class Ledger:
     seed: int
     size: int | None = None
     cursor: int = 0  # prompts issued so far
+    issued: int = 0  # samples issued so far, attempts included
     trained: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     dropped_by_length: Counter[str] = field(default_factory=Counter)
@@ -56,9 +57,11 @@ class Ledger:
     in_flight: dict[str, Issue] = field(default_factory=dict)
     scored: dict[str, Issue] = field(default_factory=dict)
 
-    @property
-    def issued(self) -> int:
-        return len(self.in_flight) + len(self.scored) + self.trained + sum(self.dropped.values())
+    def check(self) -> None:
+        """The equation above. MismatchError if a sample got lost or was counted twice."""
+        found = len(self.in_flight) + len(self.scored) + self.trained + sum(self.dropped.values())
+        if found != self.issued:
+            raise MismatchError(f"ledger: {self.issued} samples were issued, {found} are accounted for")
 
     def issue(self, prompts: int, samples: int) -> list[Issue]:
         """The next `prompts` prompts, `samples` samples each, in the order in which the engine will see them."""
@@ -71,6 +74,8 @@ class Ledger:
             if issue.uid in self.in_flight or issue.uid in self.scored:
                 raise MismatchError(f"issue {issue.uid} is already under way: one prompt twice in a step")
             self.in_flight[issue.uid] = issue
+        self.issued += len(issues)
+        self.check()
         return issues
 
     def _problem(self, position: int) -> tuple[int, int]:
@@ -85,6 +90,7 @@ class Ledger:
         old = self._take(self.in_flight, uid)
         self.dropped["reissued"] += 1
         self.reissued += 1
+        self.issued += 1
         new = Issue(old.index, old.epoch, old.sample, old.attempt + 1)
         self.in_flight[new.uid] = new
         return new
@@ -110,6 +116,7 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """Plain JSON. Taken between steps: what is in flight is not trained, and is issued again after a rollback."""
+        self.check()
         open_prompts = {(i.epoch, i.index) for i in (*self.in_flight.values(), *self.scored.values())}
         if open_prompts:
             raise MismatchError(f"ledger committed with {len(open_prompts)} prompts still open: finish the step first")
@@ -117,6 +124,7 @@ class Ledger:
             "seed": self.seed,
             "size": self.size,
             "cursor": self.cursor,
+            "issued": self.issued,
             "trained": self.trained,
             "dropped": dict(self.dropped),
             "dropped_by_length": dict(self.dropped_by_length),

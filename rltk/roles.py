@@ -84,8 +84,8 @@ def _environment() -> dict[str, Any]:
     return {"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}}
 
 
-def replace_dead(roles: Roles, config: Config, placement: Placement) -> int:
-    """Start a new engine for each that has died, and tell the workers. Returns how many there were.
+def replace_dead(roles: Roles, config: Config, placement: Placement) -> list[int]:
+    """Start a new engine for each that has died, and tell the workers. Returns which there were.
 
     The new ones still have the model folder's weights: publish before the next request.
     """
@@ -95,14 +95,16 @@ def replace_dead(roles: Roles, config: Config, placement: Placement) -> int:
     for number in dead:
         ready = roles.engines[number].ready.remote()
         watch.get(ready, "restart", "driver", "rollout engine", config.deadlines.start, peek=[roles.engines[number]])
+    dropped = [engine.drop.remote() for engine in roles.engines]
+    watch.get(dropped, "drop requests", "driver", "rollout engines", config.deadlines.sync, peek=roles.engines)
     told = [worker.set_engines.remote(roles.engines) for worker in roles.workers]
     watch.get(told, "hear of new engines", "driver", "rollout workers", config.deadlines.sync, peek=roles.workers)
-    return len(dead)
+    return dead
 
 
 def _alive(actor: Any) -> bool:
     try:
-        ray.get(actor.stats.remote(), timeout=20)
+        watch.get(actor.stats.remote(), "sign of life", "driver", "rollout engine", 30, peek=[actor])
         return True
     except ray.exceptions.RayActorError:
         return False
@@ -111,7 +113,12 @@ def _alive(actor: Any) -> bool:
 def start_roles(config: Config, placement: Placement, train: bool = True) -> Roles:
     """Start every role at the same time; returns when all stand, raises what kept one from it."""
     deadlines = {"rollout": config.deadlines.rollout, "reward": config.deadlines.reward}
-    engines = [_engine(config, placement) for _ in range(config.rollout.engines)]
+    engines = []
+    for _ in range(config.rollout.engines):
+        engines.append(_engine(config, placement))
+        if placement.gpu_shared:
+            # vLLM measures the device's memory while it starts, and takes what others allocate then for its own.
+            _wait_started([engines[-1].ready.remote()], "rollout engine", engines, config)
     reward = config.reward
     rewards = [
         RewardWorker.options(num_cpus=placement.reward_cpus).remote(
@@ -135,13 +142,17 @@ def start_roles(config: Config, placement: Placement, train: bool = True) -> Rol
         )  # fmt: skip
     roles = Roles(engines, workers, rewards, learner)
     try:
-        waiting = [("learner", reference) for reference in (learner.start() if learner else [])]
-        waiting += [("rollout engine", e.ready.remote()) for e in engines]
-        waiting += [("rollout worker", w.ready.remote()) for w in workers]
-        waiting += [("reward worker", r.ready.remote()) for r in rewards]
-        for target, reference in waiting:
-            watch.get(reference, "start", "driver", target, config.deadlines.start, peek=roles.actors())
+        waiting = [
+            *(learner.start() if learner else []),
+            *(role.ready.remote() for role in (*engines, *workers, *rewards)),
+        ]
+        _wait_started(waiting, "the roles", roles.actors(), config)
     except BaseException:
         roles.stop()
         raise
     return roles
+
+
+def _wait_started(references: list[Any], what: str, actors: list[Any], config: Config) -> None:
+    """All at once, so that the first failure is heard at once."""
+    watch.get(references, "start", "driver", what, config.deadlines.start, peek=actors)

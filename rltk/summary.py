@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -29,7 +28,7 @@ class Summary:
         self.config = config
         self.values: dict[str, Any] = {
             "steps": 0, "tokens_sampled": 0, "tokens_trained": 0, "wall_seconds": 0.0,
-            "time_ledger": dict.fromkeys((*STAGES, "other"), 0.0), "sums": dict.fromkeys(AVERAGED, 0.0),
+            "time_ledger": dict.fromkeys((*STAGES, "other"), 0.0), "sums": {name: [0.0, 0] for name in AVERAGED},
             "initial": None, "final": None, "best": None,
         }  # fmt: skip
         self._begun = time.time()
@@ -55,23 +54,24 @@ class Summary:
         for name in self.values["time_ledger"]:
             self.values["time_ledger"][name] += row[f"time/{name}"]
         for name in AVERAGED:
-            self.values["sums"][name] += row.get(name, math.nan)
+            if name in row:  # a step may lack a metric: nothing was trained, or the objective has no such thing
+                total, count = self.values["sums"][name]
+                self.values["sums"][name] = [total + row[name], count + 1]
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON: NaN sums (a metric this objective does not have) are left out."""
-        sums = {name: value for name, value in self.values["sums"].items() if math.isfinite(value)}
-        return {**self.values, "sums": sums, "wall_seconds": self._wall()}
+        """Plain JSON."""
+        return {**self.values, "wall_seconds": self._wall()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.values = {**state, "sums": {name: state["sums"].get(name, math.nan) for name in AVERAGED}}
+        self.values = state
 
     def _wall(self) -> float:
         return self.values["wall_seconds"] + time.time() - self._begun
 
     def result(self, status: str, version: tuple[int, int], config_hash: str, ledger: dict[str, Any]) -> dict[str, Any]:
         """The whole summary, as docs describe it."""
-        values, steps = self.values, max(1, self.values["steps"])
-        means = {name: total / steps for name, total in values["sums"].items() if math.isfinite(total)}
+        values = self.values
+        means = {name: total / count for name, (total, count) in values["sums"].items() if count}
 
         def figure(which: str, name: str) -> Any:
             return None if values[which] is None else values[which][name]

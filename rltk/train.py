@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ from rltk.tasks import Task, build_task
 if TYPE_CHECKING:  # these import torch and Ray, which a dry run does without
     from rltk.driver import Driver
     from rltk.tracker import Tracker
+
+
+GENERATED_CHECKED = 64  # problems of an endless task whose prompts are measured before the start
 
 
 def main(argv: list[str]) -> int:
@@ -58,21 +62,20 @@ def _check_code(config: Config, task: Task) -> None:
 
 
 def _check_prompts(config: Config, task: Task) -> None:
-    """A file's prompts may be too long for the run: known now, not in the middle of it."""
-    if task.size is None:  # a generated task keeps its own limits
-        return
+    """Prompts may be too long for the run, by this model's template: known now, not in the middle of it."""
     from rltk.rollout.tokens import check_template, load_tokenizer, render_prompt
 
     tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
     check_template(tokenizer)
     limit = config.task.max_prompt_tokens
-    records = (task.problem(index) for index in range(task.size))
+    some = task.size if task.size is not None else GENERATED_CHECKED
+    records = [*task.held_out(config.evaluation.problems), *(task.problem(index) for index in range(some))]
     long = [(r.id, n) for r in records if (n := len(render_prompt(tokenizer, r.messages))) > limit]
     if long:
         worst = max(long, key=lambda item: item[1])
         raise ConfigError(
-            f"{len(long)} of {task.size} prompts have more than task.max_prompt_tokens={limit} tokens; the longest is "
-            f"{worst[0]} with {worst[1]}. Fix: task.max_prompt_tokens={worst[1]}, or take them out of the data."
+            f"{len(long)} of {len(records)} prompts have more than task.max_prompt_tokens={limit} tokens; the longest "
+            f"is {worst[0]} with {worst[1]}. Fix: task.max_prompt_tokens={worst[1]}, or take them out of the data."
         )
 
 
@@ -97,6 +100,8 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, record: dict[st
 
     tracker = Tracker(folder, config, record["wandb_id"])
     manifest.write(folder, config, record | {"wandb_id": tracker.wandb_id})
+    with suppress(FileNotFoundError):  # of an earlier, interrupted part of the run
+        (folder / "summary.json").rename(folder / "summary.previous.json")
     run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
     status, driver, problem = "failed", None, ""
     try:
@@ -105,14 +110,17 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, record: dict[st
             tracker.phase("start the roles")
             roles = start_roles(config, plan.placement)
             try:
-                driver = Driver(config, plan.placement, folder, task, tracker, roles, run_id)
+                incarnation = len(record.get("resumes", []))  # counts every resume, so that versions never repeat
+                driver = Driver(config, plan.placement, folder, task, tracker, roles, run_id, incarnation)
                 status = driver.run()
-            except BaseException as error:
-                problem = f"{type(error).__name__}: {error}"
+            except BaseException:
                 tracker.console.message(f"the roles' logs are in {logs}")
                 raise
             finally:
                 roles.stop()
+    except BaseException as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise
     finally:
         _finish(tracker, driver, status, problem, record["config_hash"])
     files = "  (report.html, summary.json, model/)" if status == "finished" else ""
@@ -121,9 +129,9 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, record: dict[st
 
 
 def _finish(tracker: Tracker, driver: Driver | None, status: str, problem: str, config_hash: str) -> None:
-    """Summary and report, whatever the run came to; nothing of the kind if it never began."""
-    if driver is None:
-        tracker.close()
+    """Summary and report, whatever the run came to."""
+    if driver is None:  # it never began
+        tracker.finish({"status": status, "error": problem, "steps": 0})
         return
     from rltk import report
 

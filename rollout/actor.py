@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
 from rltk import watch
 from rltk.errors import RltkError
 from rltk.rollout.engine import Completion, EngineOptions, Request, RolloutEngine
 from rltk.trajectory import Version
+
+log = logging.getLogger("rltk.rollout")
 
 
 class EngineActor:
@@ -56,7 +60,15 @@ class EngineActor:
             for uid in left:
                 self._sinks.pop(uid, None)
             if left:
-                await self._call(lambda engine: engine.abort(sorted(left)))
+                with contextlib.suppress(Exception):  # the engine may be what failed; that error is the one to see
+                    await self._call(lambda engine: engine.abort(sorted(left)))
+
+    async def drop(self) -> None:
+        """Abort whatever runs: those who asked for it have given up, or hear of it now."""
+        uids = list(self._sinks)
+        await self._call(lambda engine: engine.abort(engine.running))
+        for uid in uids:
+            self._deliver(uid, RltkError(f"request {uid} was dropped: its rollout is issued anew"))
 
     async def load_weights(self, path: str, version: Version) -> tuple[Version, str]:
         """Acknowledges with the version now in place and the checksum of the bytes that arrived."""
@@ -75,8 +87,6 @@ class EngineActor:
 
     async def _call(self, command: Callable[[RolloutEngine], Any]) -> Any:
         await self.ready()
-        if not self._thread.is_alive():
-            raise RltkError("the engine thread has ended; see the actor's log for why")
         future: Future = Future()
         self._commands.put((command, future))
         return await asyncio.wrap_future(future)
@@ -95,14 +105,22 @@ class EngineActor:
             start = time.perf_counter()
             try:
                 completions = engine.step()
-            except BaseException as error:  # the engine is unusable: everybody who waits must hear of it
-                for uid in list(self._sinks):
-                    self._deliver(uid, error)
-                raise
+            except BaseException as error:
+                log.exception("the engine failed in a step and is of no more use")
+                self._refuse(error)
             self._busy += time.perf_counter() - start
             for completion in completions:
                 self._tokens += len(completion.ids)
                 self._deliver(completion.uid, completion)
+
+    def _refuse(self, error: BaseException) -> NoReturn:
+        """Everybody who waits, and whoever still comes, hears why the engine stopped."""
+        for uid in list(self._sinks):
+            self._deliver(uid, error)
+        while True:
+            future = self._commands.get()[1]
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def _take_commands(self, engine: RolloutEngine) -> None:
         """Run what is queued; with nothing to generate, block for the next command."""
@@ -111,6 +129,8 @@ class EngineActor:
                 command, future = self._commands.get(block=not engine.unfinished)
             except queue.Empty:
                 return
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked has gone
             try:
                 future.set_result(command(engine))
             except BaseException as error:  # the caller's error; the engine goes on

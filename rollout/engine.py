@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rltk.errors import InfrastructureError, MismatchError, RltkError
+from rltk.errors import MismatchError, RltkError
 from rltk.trajectory import Version
 
 
@@ -99,6 +99,10 @@ class RolloutEngine:
     def unfinished(self) -> int:
         return len(self._running)
 
+    @property
+    def running(self) -> list[str]:
+        return list(self._running)
+
     def add(self, requests: Sequence[Request]) -> None:
         """Queue requests in this order; nothing runs until `step`."""
         from vllm import SamplingParams
@@ -137,18 +141,13 @@ class RolloutEngine:
         return finished
 
     def _completion(self, output: Any) -> Completion:
+        """What vLLM gave, as it is. Missing log-probs and odd endings are the sample's fault, not the engine's: whoever
+        makes a trajectory of it refuses it there."""
         sample = output.outputs[0]
+        found = zip(sample.token_ids, sample.logprobs or [], strict=False)
+        logprobs = np.asarray([at[token].logprob for token, at in found if token in at], np.float32)
         ids = np.asarray(sample.token_ids, np.int32)
-        if sample.finish_reason not in ("stop", "length"):
-            raise InfrastructureError(
-                f"request {output.request_id} ended with {sample.finish_reason!r}, not by the model"
-            )
-        if sample.logprobs is None or len(sample.logprobs) != len(ids):
-            raise MismatchError(f"request {output.request_id}: {len(ids)} tokens but not as many log-probs")
-        logprobs = np.asarray(
-            [at[i].logprob for i, at in zip(sample.token_ids, sample.logprobs, strict=True)], np.float32
-        )
-        return Completion(output.request_id, ids, logprobs, sample.finish_reason, self.version)
+        return Completion(output.request_id, ids, logprobs, str(sample.finish_reason), self.version)
 
     def abort(self, uids: Sequence[str]) -> None:
         self._engine.abort_request(list(uids))

@@ -10,23 +10,26 @@ bytes it maps before it uses them, and learns which version they belong to.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from rltk.errors import WeightMismatchError
+from rltk.errors import InfrastructureError, WeightMismatchError
 
 
 def write(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], version: tuple[int, int]) -> str:
     """Write atomically (temporary name, then rename). Returns the checksum of the data bytes."""
     digest, entries, offset = hashlib.blake2b(digest_size=16), [], 0
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as out:
+    temporary = path.with_name(f"{path.name}.tmp")
+    with _removed_on_failure(temporary), open(temporary, "wb") as out:
         for name, tensor in tensors:
             data = memoryview(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
             out.write(data)
@@ -37,6 +40,21 @@ def write(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], version: tupl
         out.write(footer + len(footer).to_bytes(8, "little"))
     os.replace(temporary, path)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise InfrastructureError(
+            f"{path.parent} is full ({free / 2**30:.2f} GiB free): a copy of the weights must fit. "
+            "Fix: more shared memory (docker run --shm-size=...)."
+        ) from error
 
 
 def read(path: str | Path) -> tuple[str, dict[str, torch.Tensor]]:

@@ -95,7 +95,13 @@ class RolloutWorker:
         streams = [
             self._stream(engine, share, by_uid) for engine, share in zip(self.engines, shares, strict=True) if share
         ]
-        scored = [task for tasks in await asyncio.gather(*streams) for task in tasks]
+        running = [asyncio.create_task(stream) for stream in streams]
+        try:
+            scored = [task for tasks in await asyncio.gather(*running) for task in tasks]
+        except BaseException:  # one engine failed: what the others still do is of no use
+            for task in running:
+                task.cancel()
+            raise
         generated = time.perf_counter()
         trajectories: dict[str, Trajectory] = {}
         failed: dict[str, str] = {}
@@ -147,6 +153,8 @@ class RolloutWorker:
         return [replace(t, reward=r) for t, r in zip(trajectories, records, strict=True)], failed
 
     def _trajectory(self, job: Job, completion: Completion) -> Trajectory:
+        if completion.finish_reason not in ("stop", "length"):
+            raise MismatchError(f"request {job.uid} ended with {completion.finish_reason!r}, not by the model")
         prompt = Segment("prompt", np.asarray(self._prompts[job.record.id]))
         model = Segment(
             "model", completion.ids, completion.logprobs, completion.weight_version, completion.finish_reason

@@ -40,6 +40,9 @@ def packed_attention(
     if packing is None:
         raise ValueError("packed attention was called without `packing`: this model does not pass keyword arguments on")
     pad_index, flat_index = packing
+    for name in ("softcap", "s_aux"):  # would be ignored below, and log-probs be wrong
+        if kwargs.get(name) is not None:
+            raise ValueError(f"this model's attention uses {name}, which the learner does not support")
     window = kwargs.get("sliding_window")
     if window is not None and window < pad_index.shape[1]:
         raise ValueError(f"sliding-window attention ({window} tokens) is not supported by the learner yet")

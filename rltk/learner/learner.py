@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -41,7 +41,8 @@ class Learner:
         self.objective = build_objective(
             settings.algorithm, correction=correction, **{"reference": settings.reference, **settings.algorithm_options}
         )
-        if settings.old == "detach" and type(self.objective).prepare is not Objective.prepare:
+        prepares = type(self.objective).prepare is not Objective.prepare or correction.batch_statistic
+        if settings.old == "detach" and prepares:
             raise ConfigError(
                 f"learner.old=detach skips the pass that algorithm={settings.algorithm} needs before its loss. "
                 "Fix: learner.old=recompute."
@@ -49,7 +50,7 @@ class Learner:
         config = deepspeed_config(settings)
         with partitioned_loading(config, settings.zero_stage == 3):
             model = load_model(settings.model, settings.dtype, settings.gradient_checkpointing)
-        policy = Policy(model, settings.temperature)
+        policy = Policy(model, settings.temperature, settings.head_chunk)
         self.vocabulary = int(policy.model.config.vocab_size)  # type: ignore[union-attr]
         optimizer = torch.optim.AdamW(
             policy.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
@@ -60,12 +61,13 @@ class Learner:
         self.reference: Policy | None = None
         if "ref" in self.objective.needs:  # a second, frozen copy of the starting weights, whole on every rank
             frozen = load_model(settings.model, settings.dtype).requires_grad_(False)
-            self.reference = Policy(frozen, settings.temperature).to(self.device)
+            self.reference = Policy(frozen, settings.temperature, settings.head_chunk).to(self.device)
         self.optimizer_steps = 0
+        self._inside = 0.0  # seconds spent inside DeepSpeed's engine
 
     def train(self, batch: RaggedBatch, seed: int) -> TrainResult:
         """Learn from scored sequences: `settings.minibatches` optimizer steps. `seed` shuffles the minibatches."""
-        start = time.perf_counter()
+        start, self._inside = time.perf_counter(), 0.0
         tables, metrics = Tables(len(batch.reward)), {}
         advantage, kept = self._advantages(batch)
         parts = minibatches(kept, self.settings.minibatches, seed)
@@ -73,14 +75,16 @@ class Learner:
         for micro in self._before(plan):
             for sequences in micro:
                 packed = self._pack(batch, sequences)
-                old, entropy = self._logprobs(self.engine, packed)
+                with torch.no_grad():
+                    old, entropy = self._forward(packed)
                 if sequences:
                     tables.put(batch.masked_lengths, sequences, old=old, entropy=entropy)
+        known = list(tables.columns["old"])
         if self.reference is not None:
             for sequences in (s for micro in plan for s in micro if s):
-                tables.put(
-                    batch.masked_lengths, sequences, ref=self._logprobs(self.reference, self._pack(batch, sequences))[0]
-                )
+                with torch.no_grad():
+                    ref, _ = self.reference(self._pack(batch, sequences))
+                tables.put(batch.masked_lengths, sequences, ref=ref)
         scored = time.perf_counter()
         steps = [
             self._optimize(batch, part, micro, advantage, tables, first=number == 0)
@@ -92,10 +96,13 @@ class Learner:
         metrics["optimizer_steps"] = float(len(steps))
         return TrainResult(
             metrics=metrics,
-            **{name: tables.columns[name] for name in ("old", "new", "entropy")},
+            # Under reference=mu most sequences have no log-probs of before the step; a later `new` is no substitute.
+            old=tables.columns["old"] if self.settings.reference == "old" else known,
+            new=tables.columns["new"],
+            entropy=tables.columns["entropy"],
             trained=[int(s) for s in kept],
             tokens=int(batch.lengths[kept].sum()),
-            seconds={"logprobs": scored - start, "train": time.perf_counter() - scored},
+            seconds={"logprobs": scored - start, "train": time.perf_counter() - scored, "deepspeed": self._inside},
         )
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -107,7 +114,7 @@ class Learner:
             rows.append((np.asarray(ids), mask))
         packed = pack(rows).to(self.device)
         with torch.no_grad():
-            flat, _ = self.engine(packed, temperature=1.0)
+            flat, _ = self._forward(packed, temperature=1.0)
         bounds = np.cumsum([len(ids) - 1 for ids in sequences])[:-1]
         return np.split(flat.float().cpu().numpy(), bounds)
 
@@ -143,9 +150,22 @@ class Learner:
         rows = [(batch.ids[batch.sequence(s)], batch.mask[batch.sequence(s)]) for s in sequences]
         return pack(rows or [(batch.ids[:2], np.asarray([False, True]))]).to(self.device)
 
-    @torch.no_grad()
-    def _logprobs(self, model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
-        return model(packed, entropy=True)
+    def _forward(self, packed: Packed, temperature: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs and entropies [M]. Under ZeRO-3 the ranks first agree on the number of head calls."""
+        chunks = self.policy.chunks(packed)
+        if self.settings.zero_stage == 3 and self.ranks > 1:
+            agreed = torch.tensor([chunks], device=self.device)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+            chunks = int(agreed)
+        return self._timed(self.engine, packed, entropy=True, temperature=temperature, chunks=chunks)
+
+    def _timed(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """A call into DeepSpeed, counted as such."""
+        start = time.perf_counter()
+        try:
+            return call(*arguments, **options)
+        finally:
+            self._inside += time.perf_counter() - start
 
     # -- one optimizer step ------------------------------------------------------------------------------------------
 
@@ -162,27 +182,26 @@ class Learner:
         totals = Totals(int(batch.masked_lengths[part].sum()), len(part), self.settings.max_response_tokens)
         scale = gradient_scale(self.ranks, self.settings.zero_stage)
         mine = [s for sequences in micro for s in sequences]
-        shard, row, sums = None, 0, {}
-        if tables.has("old", mine):
-            whole = self._token_batch(batch, self._pack(batch, mine), mine, advantage, tables)
-            shard = self.objective.prepare(whole, self._reduce, first)
+        row, sums = 0, {}
+        # On every rank, also one without sequences: `prepare` may reduce.
+        whole = self._token_batch(batch, self._pack(batch, mine), mine, advantage, tables)
+        shard = self.objective.prepare(whole, self._reduce, first)
         for number, sequences in enumerate(micro):
             self.engine.set_gradient_accumulation_boundary(number == len(micro) - 1)
             packed = self._pack(batch, sequences)
-            new, entropy = self.engine(packed, entropy=True)
+            new, entropy = self._forward(packed)
             if sequences:
                 tables.put(batch.masked_lengths, sequences, new=new.detach(), entropy=entropy)
                 if not tables.has("old", sequences):
                     tables.put(batch.masked_lengths, sequences, old=new.detach())
                 tokens = self._token_batch(batch, packed, sequences, advantage, tables, new)
-                if shard is not None:
-                    tokens = _prepared(tokens, shard, slice(row, row + len(sequences)))
+                tokens = _prepared(tokens, shard, slice(row, row + len(sequences)))
                 row += len(sequences)
                 loss, found = self.objective.loss(tokens, totals)
                 _accumulate(sums, {"loss": loss.detach(), **found})
             else:
                 loss = new.sum() * 0.0
-            self.engine.backward(loss * scale, scale_wrt_gas=False)
+            self._timed(self.engine.backward, loss * scale, scale_wrt_gas=False)
         return self._merge(sums) | self._step()
 
     def _step(self) -> dict[str, float]:
@@ -193,7 +212,7 @@ class Learner:
         if self.settings.zero_stage == 0 and self.settings.dtype == "float32":
             # DeepSpeed keeps no norm on this path. Gradients are already reduced: the boundary backward did it.
             norm = torch.stack([p.grad.norm() for p in self.policy.parameters() if p.grad is not None]).norm()
-        self.engine.step()
+        self._timed(self.engine.step)
         self.optimizer_steps += 1
         norm = float(self.engine.get_global_grad_norm() if norm is None else norm)
         if not math.isfinite(norm):
@@ -224,7 +243,9 @@ class Learner:
                 packed.table(flat.to(self.device))[count] if len(sequences) else torch.zeros(0, 1, device=self.device)
             )
 
-        old = table(tables.flat("old", sequences))
+        # Before the first forward under reference=mu (or old=detach) there is no `old`; mu stands for it, and no
+        # objective reads it then but on the step's first minibatch, where it is known.
+        old = table(tables.flat("old", sequences) if tables.has("old", sequences) else mu)
         entropy = table(tables.flat("entropy", sequences)) / math.log(self.vocabulary) if "entropy" in needs else None
         return TokenBatch(
             new=old if new is None else packed.table(new),
@@ -272,6 +293,6 @@ def _prepared(tokens: TokenBatch, shard: TokenBatch, rows: slice) -> TokenBatch:
     changed = {}
     for field in fields(TokenBatch):
         value = getattr(part, field.name)
-        if field.name != "new" and value is not None:
+        if field.name not in ("new", "old") and value is not None:
             changed[field.name] = value[:, :width] if value.ndim >= 2 else value
     return replace(tokens, **changed)

@@ -12,7 +12,7 @@ from rltk.errors import ConfigError
 from rltk.learner.attention import register
 from rltk.learner.packing import Packed
 
-HEAD_CHUNK = 2048  # tokens whose logits exist at once: 2048 x 152k x 4 bytes = 1.2 GB, instead of all of a batch's
+HEAD_CHUNK = 2048  # tokens whose logits exist at once: 2048 x 152k x 4 bytes = 1.2 GB
 
 
 class _Fp32Logits(torch.autograd.Function):
@@ -49,9 +49,9 @@ class Policy(nn.Module):
     chunk by chunk, and recomputed in backward: no `[tokens, vocabulary]` float tensor outlives a chunk.
     """
 
-    def __init__(self, model: nn.Module, temperature: float) -> None:
+    def __init__(self, model: nn.Module, temperature: float, head_chunk: int = HEAD_CHUNK) -> None:
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature, self.head_chunk = model, temperature, head_chunk
         config: Any = model.config
         for name in ("logits_scaling", "logit_scale", "logits_scale"):
             if getattr(config, name, None) not in (None, 1, 1.0):
@@ -64,9 +64,13 @@ class Policy(nn.Module):
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def forward(
-        self, packed: Packed, entropy: bool = False, temperature: float | None = None
+        self, packed: Packed, entropy: bool = False, temperature: float | None = None, chunks: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probs fp32 [M] of softmax(logits / T) at the sampled tokens; entropies fp32 [M] in nats, detached."""
+        """Log-probs fp32 [M] of softmax(logits / T) at the sampled tokens; entropies fp32 [M] in nats, detached.
+
+        `chunks`: in how many parts the head runs. Under ZeRO-3 every call of the head is a gather, so all ranks must
+        make as many; None: as few as `head_chunk` allows.
+        """
         hidden = self.model.base_model(
             input_ids=packed.ids,
             position_ids=packed.positions,
@@ -76,9 +80,8 @@ class Policy(nn.Module):
         hidden = hidden.index_select(0, packed.predict)
         scale = 1.0 / (temperature or self.temperature)
         logprobs, entropies = [], []
-        # At least one chunk, so that an empty micro-batch still calls the head (ZeRO-3 gathers on every rank).
-        for start in range(0, max(len(hidden), 1), HEAD_CHUNK):
-            part, target = hidden[start : start + HEAD_CHUNK], packed.target[start : start + HEAD_CHUNK]
+        parts = chunks or self.chunks(packed)
+        for part, target in zip(hidden.tensor_split(parts), packed.target.tensor_split(parts), strict=True):
             if torch.is_grad_enabled():
                 logprob, part_entropy = checkpoint(self._head, part, target, scale, entropy, use_reentrant=False)
             else:
@@ -86,6 +89,10 @@ class Policy(nn.Module):
             logprobs.append(logprob)
             entropies.append(part_entropy)
         return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+
+    def chunks(self, packed: Packed) -> int:
+        """Parts that the head needs for these tokens; at least one."""
+        return max(1, -(-len(packed.predict) // self.head_chunk))
 
     def _head(
         self, hidden: torch.Tensor, target: torch.Tensor, scale: float, entropy: bool
@@ -110,5 +117,8 @@ def load_model(path: str, dtype: str, gradient_checkpointing: bool = False) -> n
     model.config.use_cache = False
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # no dropout in the models we train; checkpointing needs train mode
+    model.train()  # gradient checkpointing needs train mode
+    for module in model.modules():  # a log-prob must not depend on chance
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     return model

@@ -40,6 +40,7 @@ class LearnerSettings:
     gradient_checkpointing: bool = False
     old: str = "recompute"
     threads: int = 0
+    head_chunk: int = 2048  # tokens whose logits exist at once
 
 
 def learner_settings(config: Config, device: str, threads: int) -> LearnerSettings:

@@ -60,7 +60,10 @@ def publish(learner: Learner, path: str, version: Version) -> str:
 
 def save_hugging_face(learner: Learner, folder: str) -> None:
     """A folder that transformers and vLLM load: weights, config, tokenizer. Collective."""
-    gathered = {name: tensor.cpu().clone() for name, tensor in weights(learner)}
+    gathered = {}
+    for name, tensor in weights(learner):  # every rank takes part in the gathers, one keeps what they give
+        if learner.rank == 0:
+            gathered[name] = tensor.cpu().clone()
     if learner.rank == 0:
         model: Any = learner.policy.model
         model.save_pretrained(folder, state_dict=gathered)
@@ -75,7 +78,9 @@ def save(learner: Learner, path: str) -> None:
     """fp32 weights, Adam moments, counters and torch's random state, to one file by rank 0. Collective."""
     state: dict[str, Any] = {"optimizer_steps": learner.optimizer_steps, "rng": torch.get_rng_state(), "parameters": {}}
     for name, parameter in learner.policy.model.named_parameters():
-        state["parameters"][name] = {key: value.cpu() for key, value in _full_state(learner, parameter).items()}
+        full = _full_state(learner, parameter)
+        if learner.rank == 0:
+            state["parameters"][name] = {key: value.cpu() for key, value in full.items()}
     if learner.rank == 0:
         torch.save(state, path)
     dist.barrier()

@@ -5,6 +5,7 @@ Serves engines and learner on one node, on CPU and on GPUs alike.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,4 +87,5 @@ def _remove_orphans() -> None:
     for path in FOLDER.glob("rltk-*.weights*"):
         pid = path.name.split("-")[1]
         if pid.isdigit() and not Path("/proc", pid).exists():
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone already, or another user's
+                path.unlink()

@@ -42,6 +42,7 @@ def settings(stage=1, budget=90, **other):
         model=str(MODEL), device="cpu", algorithm="grpo", algorithm_options={"beta": 0.1}, correction="tis",
         correction_options={}, reference="old", minibatches=2, temperature=0.8, max_response_tokens=64, seed=0,
         zero_stage=stage, tokens_per_micro_batch=budget, lr=LR, eps=EPS, max_grad_norm=1e9, threads=1,
+        head_chunk=16,  # several calls of the head a micro-batch, and not as many on every rank
     )  # fmt: skip
     return LearnerSettings(**(base | other))
 

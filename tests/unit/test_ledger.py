@@ -11,6 +11,7 @@ from rltk.ledger import Issue, Ledger
 
 
 def balanced(ledger: Ledger, issued: int) -> bool:
+    ledger.check()
     return ledger.issued == issued
 
 
@@ -31,6 +32,14 @@ def test_issued_is_in_flight_scored_trained_and_dropped_at_any_instant(actions, 
             ledger.retry(flying[number % len(flying)])
             issued += 1
         assert balanced(ledger, issued)
+
+
+def test_a_lost_sample_is_noticed():
+    ledger = Ledger(seed=0)
+    ledger.issue(1, 2)
+    ledger.in_flight.popitem()
+    with pytest.raises(MismatchError, match="2 samples were issued, 1 are accounted for"):
+        ledger.check()
 
 
 def test_nothing_ends_twice():
