@@ -34,8 +34,13 @@ def commands(seeds: list[int], extra: list[str], folder: Path) -> dict[str, list
     return {n: [*start, *keys, *extra, f"name={n}", f"output={folder}", "tracker=none"] for n, keys in jobs.items()}
 
 
-def run_all(jobs: dict[str, list[str]], parallel: int, folder: Path, out: Path, header: dict[str, Any]) -> None:
-    """Run the jobs, `parallel` at a time, a quarter of a minute apart; write the results after each."""
+def run_all(
+    jobs: dict[str, list[str]], parallel: int, folder: Path, out: Path, header: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the jobs, `parallel` at a time, a quarter of a minute apart; write the results after each.
+
+    Returns the results of the runs that finished.
+    """
     waiting, running, done = list(jobs), {}, {}
     while waiting or running:
         if waiting and len(running) < parallel:
@@ -55,6 +60,7 @@ def run_all(jobs: dict[str, list[str]], parallel: int, folder: Path, out: Path, 
             }
             print(f"{name:14}", " ".join(f"{key} {value:.1%}" for key, value in figures.items()), flush=True)
         time.sleep(1)
+    return done
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def plot(path: Path, runs: dict[str, Any]) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.learning", description=__doc__)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -113,7 +119,10 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         jobs = commands(arguments.seeds, arguments.keys, Path(folder))
-        run_all(jobs, arguments.parallel, Path(folder), arguments.out, header)
+        done = run_all(jobs, arguments.parallel, Path(folder), arguments.out, header)
+    figures = {name: {key: run[key] for key in KEPT} for name, run in sorted(done.items())}
+    print(json.dumps({"bench": "learning", **header, "figures": figures}))
+    return 0 if set(done) == set(jobs) else 1
 
 
 def _gpu() -> str:
@@ -124,4 +133,4 @@ def _gpu() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

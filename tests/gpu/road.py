@@ -44,6 +44,17 @@ def run(name: str, settings: list[str], folder: Path) -> dict:
             "seconds": time.perf_counter() - start}  # fmt: skip
 
 
+def _moved(folder: Path) -> float:
+    """How far the furthest weight is from the model that the run began with."""
+    from safetensors.torch import load_file
+
+    import rltk
+
+    before = load_file(Path(rltk.__file__).parent / "models" / "tiny" / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    return max((after[name].float() - before[name].float()).abs().max().item() for name in after)
+
+
 def main() -> None:
     import torch
 
@@ -58,6 +69,7 @@ def main() -> None:
             assert summary["status"] == "finished" and [r["step"] for r in rows] == [1, 2, 3], summary
             assert summary["weight_version"][1] == STEPS, summary
             assert all(r["grad_norm"] > 0 for r in rows), "no gradient"
+            assert _moved(Path(folder) / name / "model") > 1e-6, "the weights are those it began with"
             worst = max(r["probe/mean"] for r in rows)
             assert worst <= allowed, f"{name}: probe mean {worst} over {allowed}"
             last = rows[-1]
