@@ -37,7 +37,7 @@ def check(config: Config, training: bool = True) -> list[str]:
         *_tracker(config),
     ]
     if training:
-        problems += [*_batch(config), *_ratio(config), *_sampling(config), *_run_folder(config)]
+        problems += [*_batch(config), *_ratio(config), *_precision(config), *_sampling(config), *_run_folder(config)]
     if not problems:  # the model's files and the numbers are sound enough to be reckoned with
         problems += _sizes(config)
     if len(problems) == 1:
@@ -112,6 +112,14 @@ def _ratio(config: Config) -> Iterator[str]:
         yield (
             f"ratio.reference = 'mu' with correction = {config.correction!r} corrects for the sampler twice: the ratio "
             "is taken against it already; set correction=none or ratio.reference=old"
+        )
+
+
+def _precision(config: Config) -> Iterator[str]:
+    if config.learner.zero_stage == 0 and config.learner.dtype == "bfloat16":
+        yield (
+            "learner.zero_stage = 0 with learner.dtype = 'bfloat16' would train without fp32 master weights (DeepSpeed "
+            "keeps them from stage 1 on); set learner.zero_stage=1, which on one rank partitions nothing"
         )
 
 

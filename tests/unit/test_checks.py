@@ -351,3 +351,9 @@ def test_the_device_is_asked_only_where_auto_says_so(monkeypatch):
     monkeypatch.setattr("rltk.devices.gpus", lambda: 1)
     assert rltk.devices.device(Config().cluster) == "gpu"
     assert rltk.devices.device(replace(Config().cluster, device="cpu")) == "cpu"
+
+
+def test_bf16_without_master_weights_is_refused(base):
+    message = refusal(base, {"learner.zero_stage": 0, "learner.dtype": "bfloat16"})
+    assert "learner.zero_stage = 0" in message and "bfloat16" in message and "learner.zero_stage=1" in message
+    assert check(changed(base, {"learner.zero_stage": 1, "learner.dtype": "bfloat16"})) == []
