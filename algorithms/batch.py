@@ -34,8 +34,8 @@ class TokenBatch:
     forward_kl: Tensor | None = None  # [B, T] KL(ref || new) over the vocabulary
     reward: Tensor | None = None  # [B]
     pass_rate: Tensor | None = None  # [B] k/n of the whole group, before sharding
-    group_length: Tensor | None = None  # [B] mean masked length of the group's right answers
-    hidden: Tensor | None = None  # [B, T, d]
+    group_length: Tensor | None = None  # [B] mean masked length of the group's right answers; inf if it has none
+    hidden: Tensor | None = None  # [B, T, d] last hidden states that predict the tokens, before the step; in `prepare`
 
     def __post_init__(self) -> None:
         if self.new.ndim != 2 or self.new.dtype not in (torch.float32, torch.float64):

@@ -22,6 +22,7 @@ from rltk.algorithms.corrections.correction import Correction
 from rltk.algorithms.corrections.none import NoCorrection
 from rltk.algorithms.kl import LOG_RATIO_LIMIT, KLEstimator, kl_estimate
 from rltk.algorithms.options import Configurable, option
+from rltk.algorithms.prompts import PromptSampler
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -84,6 +85,14 @@ class Objective(Configurable):
     def shape_rewards(self, group: Sequence[Sample]) -> list[float | None]:
         """Rewards of one prompt's samples, in order; None: nobody could tell, the sample is masked."""
         return [None if sample.reward is None else sample.reward.value for sample in group]
+
+    def admit(self, group: Sequence[Sample]) -> bool:
+        """Whether a scored group joins the batch; False: it is dropped, and another prompt is sampled in its place."""
+        return True
+
+    def prompt_sampler(self) -> PromptSampler | None:
+        """How prompts are chosen; None: in the task's order."""
+        return None
 
     def advantages(self, rewards: Tensor, group: Tensor, valid: Tensor) -> Tensor:
         """Advantage of each sample `[B]` from rewards `[B]`, group `[B]` integers, valid `[B]` bool; whole groups.
