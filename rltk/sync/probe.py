@@ -13,9 +13,11 @@ import numpy as np
 
 from rltk.errors import WeightMismatchError
 
+# Prose and code, and no sums: a model that works a sum out is so finely balanced between two digits that fp32 rounding
+# alone moved a log-prob by 1e-4 there; on these it stays at 1e-5 (float64 against float32, five checkpoints).
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
-    "1 + 2 = 3, 23 + 45 = 68 and 68 - 17 = 51.",
+    "All happy families are alike, or so they say.",
     "def f(x):\n    return x * x  # a comment",
     "To be, or not to be: that is the question.",
 )
