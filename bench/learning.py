@@ -1,4 +1,4 @@
-"""`python -m bench.learning [--parallel N] [--seeds 0 1 2] [--out FOLDER] [key=value ...]`: does the default run learn?
+"""`python -m bench.learning [--parallel N] [--seeds 0 1 2] [--runs NAME ...] [key=value ...]`: the default run learns?
 
 ctpo and grpo at the same hyper-parameters, several seeds, and a control whose rewards are shuffled across groups (it
 must not gain). Writes learning.json and learning.png to `--out` (docs/results) as runs end, and prints a table.
@@ -39,9 +39,9 @@ def run_all(
 ) -> dict[str, Any]:
     """Run the jobs, `parallel` at a time, a quarter of a minute apart; write the results after each.
 
-    Returns the results of the runs that finished.
+    Returns the results of the runs that finished, and of those that the file in `out` had of before.
     """
-    waiting, running, done = list(jobs), {}, {}
+    waiting, running, done = list(jobs), {}, earlier(out)
     while waiting or running:
         if waiting and len(running) < parallel:
             name = waiting.pop(0)
@@ -61,6 +61,11 @@ def run_all(
             print(f"{name:14}", " ".join(f"{key} {value:.1%}" for key, value in figures.items()), flush=True)
         time.sleep(1)
     return done
+
+
+def earlier(out: Path) -> dict[str, Any]:
+    file = out / "learning.json"
+    return json.loads(file.read_text())["runs"] if file.exists() else {}
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -108,6 +113,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.learning", description=__doc__)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", nargs="+", default=None, help="only these, e.g. grpo-s1; the file keeps the others")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("keys", nargs="*")
     arguments = parser.parse_args()
@@ -119,10 +125,13 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory() as folder:
         jobs = commands(arguments.seeds, arguments.keys, Path(folder))
+        jobs = {name: job for name, job in jobs.items() if arguments.runs is None or name in arguments.runs}
+        if arguments.runs is None:  # all of them anew
+            (arguments.out / "learning.json").unlink(missing_ok=True)
         done = run_all(jobs, arguments.parallel, Path(folder), arguments.out, header)
     figures = {name: {key: run[key] for key in KEPT} for name, run in sorted(done.items())}
     print(json.dumps({"bench": "learning", **header, "figures": figures}))
-    return 0 if set(done) == set(jobs) else 1
+    return 0 if set(jobs) <= set(done) else 1
 
 
 def _gpu() -> str:
