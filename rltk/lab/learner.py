@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rltk.algorithms import TokenBatch, Totals
+from rltk.algorithms import Objective, TokenBatch, Totals
 from rltk.algorithms.distributions import OF_REFERENCE, measure
 from rltk.lab.arm import Arm, Settings
 from rltk.lab.model import Shape, Weights, causal, hidden_states, logits, select
@@ -34,6 +34,8 @@ class StackLearner:
         self.references = [arm.reference for arm in arms]
         self.objectives = [arm.objective() for arm in arms]
         self.needs = frozenset().union(*(o.needs for o in self.objectives))
+        prepares = any(type(o).prepare is not Objective.prepare for o in self.objectives)
+        self.of_prepare = frozenset({"hidden", "ref", "entropy"} if prepares else ())
         self.device = next(iter(weights.values())).device
         self.optimizer = torch.optim.AdamW(
             weights.values(), lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
@@ -157,8 +159,8 @@ class StackLearner:
         """Every run's shard of this minibatch after its objective's `prepare`; `new` is filled in after the pass."""
         index = tables.index(rows)
         fields = tables.take(index)
-        if "hidden" in self.needs:
-            fields["hidden"] = self._states(tables, index, fields["mu"].shape[2])
+        if wanted := self.of_prepare & self.needs:
+            fields |= self._figures(tables, index, fields["mu"].shape[2], wanted)
         shards = []
         for run, numbers in enumerate(rows):
             shard = TokenBatch(
@@ -170,13 +172,17 @@ class StackLearner:
             shards.append(shard)
         return shards
 
-    def _states(self, tables: Tables, index: np.ndarray, columns: int) -> Tensor:
-        """Hidden states [R, W, C, d] of this minibatch, before its optimizer step."""
-        out = torch.zeros(*index.shape, columns, self.shape.width, device=self.device)
+    def _figures(self, tables: Tables, index: np.ndarray, columns: int, wanted: frozenset[str]) -> dict[str, Tensor]:
+        """What `prepare` may read besides the tables: figures [R, W, C] of this minibatch before its optimizer step."""
+        out: dict[str, Tensor] = {}
         for runs, at in self._passes(tables, index):
             with torch.no_grad():
-                found = self._forward(tables, runs, at, frozenset({"hidden"}))["hidden"]
-            out[runs, :, : found.shape[2]] = found
+                found = self._forward(tables, runs, at, wanted)
+            for name in wanted:
+                value = found[name] / math.log(self.shape.vocabulary) if name == "entropy" else found[name]
+                if name not in out:
+                    out[name] = value.new_zeros(*index.shape, columns, *value.shape[3:])
+                out[name][runs, :, : value.shape[2]] = value
         return out
 
     def _loss(

@@ -142,8 +142,9 @@ class Packed:
         return Packed(**moved)
 
     def table(self, values: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
-        """[M] -> [B, T], differentiably; `fill` where nothing was sampled."""
-        out = torch.full((self.rows, self.columns), fill, dtype=values.dtype, device=values.device)
+        """[M] -> [B, T], or [M, d] -> [B, T, d], differentiably; `fill` where nothing was sampled."""
+        shape = (self.rows, self.columns, *values.shape[1:])
+        out = torch.full(shape, fill, dtype=values.dtype, device=values.device)
         return out.index_put((self.row, self.column), values)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rltk.algorithms.distributions import MEASURES, measure
 from rltk.errors import ConfigError
 from rltk.learner.attention import register
 from rltk.learner.packing import Packed
@@ -64,49 +66,77 @@ class Policy(nn.Module):
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def forward(
-        self, packed: Packed, entropy: bool = False, temperature: float | None = None, chunks: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probs fp32 [M] of softmax(logits / T) at the sampled tokens; entropies fp32 [M] in nats, detached.
+        self,
+        packed: Packed,
+        also: Collection[str] = (),
+        temperature: float | None = None,
+        chunks: int | None = None,
+        reference: Policy | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """{"logprobs": fp32 [M] of softmax(logits / T) at the sampled tokens, ...} and what `also` names, detached.
 
-        `chunks`: in how many parts the head runs. Under ZeRO-3 every call of the head is a gather, so all ranks must
+        also: "entropy" (nats), "hellinger" and "forward_kl" of the whole distribution, and "ref", the log-probs of
+        `reference`, each fp32 [M]; "hidden" [M, d], the states that predict the tokens, in the model's dtype.
+        reference: the frozen policy that the last three of the first need; its head runs beside ours, chunk by chunk.
+        chunks: in how many parts the head runs. Under ZeRO-3 every call of the head is a gather, so all ranks must
         make as many; None: as few as `head_chunk` allows.
         """
-        hidden = self.model.base_model(
+        hidden = self.hidden(packed)
+        parts, scale = chunks or self.chunks(packed), 1.0 / (temperature or self.temperature)
+        theirs: Sequence[torch.Tensor | None] = [None] * parts
+        if reference is not None:
+            with torch.no_grad():
+                theirs = reference.hidden(packed).tensor_split(parts)
+        found = []
+        for part, target, their in zip(
+            hidden.tensor_split(parts), packed.target.tensor_split(parts), theirs, strict=True
+        ):
+            arguments = (part, target, scale, also, reference, their)
+            if torch.is_grad_enabled():
+                found.append(checkpoint(self._head, *arguments, use_reentrant=False))
+            else:
+                found.append(self._head(*arguments))
+        out = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        return out | {"hidden": hidden.detach()} if "hidden" in also else out
+
+    def hidden(self, packed: Packed) -> torch.Tensor:
+        """[M, d]: the last hidden states, at the places that predict a sampled token."""
+        states = self.model.base_model(  # type: ignore[operator]
             input_ids=packed.ids,
             position_ids=packed.positions,
             use_cache=False,
             packing=(packed.pad_index, packed.flat_index),
         ).last_hidden_state[0]
-        hidden = hidden.index_select(0, packed.predict)
-        scale = 1.0 / (temperature or self.temperature)
-        logprobs, entropies = [], []
-        parts = chunks or self.chunks(packed)
-        for part, target in zip(hidden.tensor_split(parts), packed.target.tensor_split(parts), strict=True):
-            if torch.is_grad_enabled():
-                logprob, part_entropy = checkpoint(self._head, part, target, scale, entropy, use_reentrant=False)
-            else:
-                logprob, part_entropy = self._head(part, target, scale, entropy)
-            logprobs.append(logprob)
-            entropies.append(part_entropy)
-        return torch.cat(logprobs), torch.cat(entropies) if entropy else None
+        return states.index_select(0, packed.predict)
 
     def chunks(self, packed: Packed) -> int:
         """Parts that the head needs for these tokens; at least one."""
         return max(1, -(-len(packed.predict) // self.head_chunk))
 
     def _head(
-        self, hidden: torch.Tensor, target: torch.Tensor, scale: float, entropy: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logits = self.model.get_output_embeddings()(hidden).float()
+        self,
+        hidden: torch.Tensor,
+        target: torch.Tensor,
+        scale: float,
+        also: Collection[str],
+        reference: Policy | None,
+        theirs: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        new = self._distribution(hidden, scale)
+        found = {"logprobs": new.gather(-1, target[:, None])[:, 0]}
+        # Below the last thing that backward needs: there the checkpoint's second run stops, and measures nothing again.
+        with torch.no_grad():
+            ref = None if reference is None or theirs is None else reference._distribution(theirs, scale)
+            if ref is not None and "ref" in also:
+                found["ref"] = ref.gather(-1, target[:, None])[:, 0]
+            return found | measure([name for name in MEASURES if name in also], new, ref)
+
+    def _distribution(self, hidden: torch.Tensor, scale: float) -> torch.Tensor:
+        """Log-probs fp32 [n, V] of softmax(logits / T)."""
+        logits = self.model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
         if self.softcap:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        logits = logits * scale
-        norm = logits.logsumexp(-1)
-        logprob = logits.gather(-1, target[:, None])[:, 0] - norm
-        if not entropy:
-            return logprob, None
-        with torch.no_grad():
-            return logprob, norm.detach() - (logits.softmax(-1) * logits).sum(-1)
+        return (logits * scale).log_softmax(-1)
 
 
 def load_model(path: str, dtype: str, gradient_checkpointing: bool = False) -> nn.Module:

@@ -72,7 +72,9 @@ class TrainResult:
     """One training step, merged over ranks.
 
     `metrics`: averages over the step's optimizer steps. `old`, `new`, `entropy`: per sequence of the batch (in its
-    order; None where the sequence was left out), float32 over its sampled tokens; `new` as its minibatch saw it.
+    order; None where the sequence was left out), float32 over its sampled tokens; `new` and `entropy` (in nats) as its
+    minibatch saw them. `reference` is what the objective takes ratios against: `old`, or `mu`, the sampler; `old` is
+    then known of the first minibatch only, whose `new` it is, and stays None elsewhere.
     """
 
     metrics: dict[str, float]
@@ -82,3 +84,4 @@ class TrainResult:
     trained: list[int]  # sequence numbers that were learned from
     tokens: int  # tokens through the model in training passes, prompts included
     seconds: dict[str, float] = field(default_factory=dict)  # logprobs, train
+    reference: str = "old"  # old | mu

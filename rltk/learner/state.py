@@ -121,7 +121,7 @@ def _full_state(learner: Learner, parameter: nn.Parameter) -> dict[str, torch.Te
 def _create_moments(learner: Learner) -> None:
     """DeepSpeed makes Adam's moments in the first step: take one with zero gradient and rate, which moves nothing."""
     packed = pack([(np.asarray([0, 0]), np.asarray([False, True]))]).to(learner.device)
-    loss = learner.engine(packed)[0].sum() * 0.0
+    loss = learner.engine(packed)["logprobs"].sum() * 0.0
     learner.engine.backward(loss, scale_wrt_gas=False)
     for group in learner.engine.optimizer.param_groups:
         group["lr"] = 0.0

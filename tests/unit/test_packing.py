@@ -54,6 +54,8 @@ def test_packed_places_lead_back_to_their_tokens(sizes, random):
     for number, (ids, mask) in enumerate(rows):
         expected = [float(i) if m else -1.0 for i, m in zip(ids[1:], mask[1:], strict=True)]
         assert table[number, : len(expected)].tolist() == expected
+    vectors = torch.stack([packed.target.float(), -packed.target.float()], dim=1)
+    assert torch.equal(packed.table(vectors, fill=-1.0)[..., 0], table)
     assert torch.equal(packed.ids[0][packed.predict + 1], packed.target)
 
 
