@@ -58,6 +58,8 @@ class StackLearner:
             for number in range(max(map(len, parts)))
         ]
         self._before(tables, steps)
+        if wanted := self.of_prepare & self.needs:
+            tables.fields.update(self._figures(tables, wanted))
         sums: list[list[dict[str, Tensor]]] = [[] for _ in batches]
         for number, rows in enumerate(steps):
             totals = [Totals(int(n[r].sum()), len(r), self.longest) for n, r in zip(lengths, rows, strict=True)]
@@ -159,8 +161,6 @@ class StackLearner:
         """Every run's shard of this minibatch after its objective's `prepare`; `new` is filled in after the pass."""
         index = tables.index(rows)
         fields = tables.take(index)
-        if wanted := self.of_prepare & self.needs:
-            fields |= self._figures(tables, index, fields["mu"].shape[2], wanted)
         shards = []
         for run, numbers in enumerate(rows):
             shard = TokenBatch(
@@ -172,9 +172,10 @@ class StackLearner:
             shards.append(shard)
         return shards
 
-    def _figures(self, tables: Tables, index: np.ndarray, columns: int, wanted: frozenset[str]) -> dict[str, Tensor]:
-        """What `prepare` may read besides the tables: figures [R, W, C] of this minibatch before its optimizer step."""
-        out: dict[str, Tensor] = {}
+    def _figures(self, tables: Tables, wanted: frozenset[str]) -> dict[str, Tensor]:
+        """What `prepare` may read besides the tables: figures [R, B, C, ...] of before the training step."""
+        index = np.tile(np.arange(tables.ids.shape[1]), (len(tables.ids), 1))
+        columns, out = tables.ids.shape[2] - tables.first - 1, {}
         for runs, at in self._passes(tables, index):
             with torch.no_grad():
                 found = self._forward(tables, runs, at, wanted)

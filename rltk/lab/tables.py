@@ -18,7 +18,7 @@ class Tables:
     """R runs, B rows (the most that a run has), L tokens; column c of a token field is about token first + 1 + c."""
 
     ids: Tensor  # [R, B, L]
-    fields: dict[str, Tensor]  # mask, mu, old [R, B, C]; advantage, group, reward, pass_rate, group_length [R, B]
+    fields: dict[str, Tensor]  # mask, mu, old [R, B, C, ...]; advantage, group, reward, pass_rate, ... [R, B]
     length: np.ndarray  # [R, B], 0 where a run has no such row
     first: int  # the last place that stands before every sampled token
 
@@ -62,10 +62,9 @@ class Tables:
         rows = torch.from_numpy(index).clamp(min=0).to(self.ids.device)
         columns = self.longest(index) - self.first - 1
         taken = {}
+        runs = torch.arange(len(rows), device=rows.device)[:, None]
         for name, value in self.fields.items():
-            if value.ndim == 3:
-                taken[name] = value.gather(1, rows[..., None].expand(-1, -1, value.shape[2]))[:, :, :columns]
-            else:
-                taken[name] = value.gather(1, rows)
+            found = value[runs, rows]
+            taken[name] = found[:, :, :columns] if found.ndim > 2 else found
         taken["old"] = torch.where(taken["old"].isfinite(), taken["old"], taken["mu"])
         return taken
