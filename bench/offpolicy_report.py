@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rltk.files import write_json, write_text
+from rltk.files import write_text
 from rltk.lab.arm import Settings
 from rltk.manifest import versions
 
@@ -25,7 +25,7 @@ def report(tables: dict[str, Cells], settings: Settings, command: str, hardware:
     common = {key: value for key, value in asdict(settings).items() if key not in ("model", "minibatches")}
     header = {"command": command, "hardware": f"{platform.machine()}, {hardware}", "versions": versions(),
               "settings": common}  # fmt: skip
-    write_json(out / "offpolicy.json", header | {"tables": tables})
+    write_text(out / "offpolicy.json", _compact(header, tables))
     write_text(
         out / "offpolicy.md", "\n".join(text for name, cells in tables.items() for text in markdown(name, cells))
     )
@@ -35,6 +35,22 @@ def report(tables: dict[str, Cells], settings: Settings, command: str, hardware:
         plot(out / "offpolicy_flawed.png", tables["equal"], "flawed", "flawed among right answers, %", ["grpo", "fapo"])
     figures = {name: {cell: summary(runs) for cell, runs in cells.items()} for name, cells in tables.items()}
     print(json.dumps({"bench": "offpolicy", **header, "figures": figures}))
+
+
+def _compact(header: dict[str, Any], tables: dict[str, Cells]) -> str:
+    """JSON with a line a run: its figures, and its curve by column."""
+    lines = []
+    for table, cells in tables.items():
+        for cell, runs in cells.items():
+            for name, run in runs.items():
+                curve = {key: [_short(point[key]) for point in run["curve"]] for key in run["curve"][0]}
+                figures = {key: _short(value) for key, value in run.items() if key != "curve"}
+                lines.append(json.dumps({"table": table, "cell": cell, "run": name, **figures, "curve": curve}))
+    return json.dumps(header, indent=1)[:-2] + ',\n "runs": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def summary(runs: dict[str, Any]) -> dict[str, Any]:
@@ -55,9 +71,15 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
             "best": mean("best"), "flawed": mean("flawed"), "collapsed": sum(run["collapsed"] for run in mine),
             "runs": len(mine), "kl_start": max(run["kl_start"] for run in mine if run["kl_start"] is not None),
             "kl_sampler": max(run["kl_sampler"] for run in mine if run["kl_sampler"] is not None),
-            "noise": mean("noise"), "clipped": mean("clipped"),
+            "noise": _median(mine, "noise"), "clipped": mean("clipped"),
         }  # fmt: skip
     return found
+
+
+def _median(runs: list[Any], key: str) -> float | None:
+    """Noise is a quotient: one step whose halves cancel would rule a mean."""
+    values = [run[key] for run in runs if run[key] is not None]
+    return statistics.median(values) if values else None
 
 
 def markdown(table: str, cells: Cells) -> list[str]:
