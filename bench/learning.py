@@ -1,7 +1,7 @@
 """`python -m bench.learning [--parallel N] [--seeds 0 1 2] [--runs NAME ...] [key=value ...]`: the default run learns?
 
 ctpo and grpo at the same hyper-parameters, several seeds, and a control whose rewards are shuffled across groups (it
-must not gain). Writes learning.json and learning.png to `--out` (docs/results) as runs end, and prints a table.
+must not gain). Writes `--out`.json and .png (docs/results/learning) as runs end, and prints a table.
 Runs share the machine if `--parallel` is over 1; on one GPU give each its share, as in rollout.gpu_memory_share=0.08.
 """
 
@@ -18,18 +18,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.offpolicy_report import COLOURS
 from rltk.files import write_json
 from rltk.manifest import versions
 
-ARMS = {"ctpo": ["algorithm=ctpo"], "grpo": ["algorithm=grpo"]}
+ARMS = ("ctpo", "grpo")
 CONTROL = {"permuted": ["algorithm=ctpo", "debug.permute_rewards=true"]}
 KEPT = ("final_accuracy", "final_greedy", "initial_accuracy", "initial_greedy", "initial_flawed", "final_flawed")
 
 
-def commands(seeds: list[int], extra: list[str], folder: Path) -> dict[str, list[str]]:
-    """name -> command. The control runs with the first seed alone."""
-    jobs = {f"{arm}-s{s}": [*keys, f"seed={s}"] for s in seeds for arm, keys in ARMS.items()}
-    jobs |= {f"{arm}-s{seeds[0]}": [*keys, f"seed={seeds[0]}"] for arm, keys in CONTROL.items()}
+def commands(arms: list[str], seeds: list[int], extra: list[str], folder: Path) -> dict[str, list[str]]:
+    """name -> command. The control runs with the first seed alone, and only beside the default arms."""
+    jobs = {f"{arm}-s{s}": [f"algorithm={arm}", f"seed={s}"] for s in seeds for arm in arms}
+    if arms == list(ARMS):
+        jobs |= {f"{arm}-s{seeds[0]}": [*keys, f"seed={seeds[0]}"] for arm, keys in CONTROL.items()}
     start = [sys.executable, "-m", "rltk.train"]
     return {n: [*start, *keys, *extra, f"name={n}", f"output={folder}", "tracker=none"] for n, keys in jobs.items()}
 
@@ -64,7 +66,7 @@ def run_all(
 
 
 def earlier(out: Path) -> dict[str, Any]:
-    file = out / "learning.json"
+    file = out.with_suffix(".json")
     return json.loads(file.read_text())["runs"] if file.exists() else {}
 
 
@@ -79,8 +81,8 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def write(out: Path, header: dict[str, Any], runs: dict[str, Any]) -> None:
-    write_json(out / "learning.json", header | {"runs": dict(sorted(runs.items()))})
-    plot(out / "learning.png", runs)
+    write_json(out.with_suffix(".json"), header | {"runs": dict(sorted(runs.items()))})
+    plot(out.with_suffix(".png"), runs)
 
 
 def plot(path: Path, runs: dict[str, Any]) -> None:
@@ -89,7 +91,7 @@ def plot(path: Path, runs: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = {"ctpo": "#4269d0", "grpo": "#ef7d1a", "permuted": "#8a8f98"}
+    colours = COLOURS | {"permuted": "#8a8f98"}
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), sharex=True, constrained_layout=True)
     panels = {"avg@4": "avg@4, held out", "greedy": "greedy, held out", "flawed": "flawed among right answers"}
     for axis, (key, title) in zip(axes, panels.items(), strict=True):
@@ -114,20 +116,21 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", default=None, help="only these, e.g. grpo-s1; the file keeps the others")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), help="objectives")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/learning"), help="files, less their endings")
     parser.add_argument("keys", nargs="*")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     header = {
         "command": f"python -m bench.learning {' '.join(sys.argv[1:])}".strip(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_gpu()}",
         "versions": versions(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        jobs = commands(arguments.seeds, arguments.keys, Path(folder))
+        jobs = commands(arguments.arms, arguments.seeds, arguments.keys, Path(folder))
         jobs = {name: job for name, job in jobs.items() if arguments.runs is None or name in arguments.runs}
         if arguments.runs is None:  # all of them anew
-            (arguments.out / "learning.json").unlink(missing_ok=True)
+            arguments.out.with_suffix(".json").unlink(missing_ok=True)
         done = run_all(jobs, arguments.parallel, Path(folder), arguments.out, header)
     figures = {name: {key: run[key] for key in KEPT} for name, run in sorted(done.items())}
     print(json.dumps({"bench": "learning", **header, "figures": figures}))

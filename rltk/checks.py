@@ -140,6 +140,12 @@ def _devices(config: Config) -> Iterator[str]:
         yield f"cluster.address = {cluster.address!r} has no effect with cluster=local; add cluster=existing to join it"
     if cluster.name == "existing" and not (cluster.address or os.environ.get("RAY_ADDRESS")):
         yield "cluster=existing with no address: set cluster.address=<host:port>, or RAY_ADDRESS in the environment"
+    if rollout.workers > rollout.engines:
+        yield (
+            f"rollout.workers = {rollout.workers} with rollout.engines = {rollout.engines}: an engine has one worker, "
+            "as two would race for the order of its requests, so the others would idle; "
+            f"set rollout.workers={rollout.engines}"
+        )
     elsewhere = cluster.name == "existing"
     if cluster.device == "gpu" and not gpus() and not elsewhere:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -156,6 +162,13 @@ def _devices(config: Config) -> Iterator[str]:
             f"rollout.engines = {rollout.engines} on {placement.gpus} GPU(s) take {crowd} * rollout.gpu_memory_share = "
             f"{crowd} * {share} = {crowd * share:g} of a GPU's memory and leave the learner nothing; "
             f"lower rollout.gpu_memory_share to {0.5 / crowd:.2g}, or rollout.engines"
+        )
+    elif placement.gpu_shared and ranks > 1 and placement.rank_gpus <= 0.5:
+        crowd = placement.engines_per_gpu
+        yield (
+            f"learner.ranks = {ranks} beside {crowd} engine(s) a GPU at rollout.gpu_memory_share = {share} have "
+            f"{placement.rank_gpus:g} of a GPU each: two may land on one, and NCCL needs one a rank; "
+            f"set rollout.gpu_memory_share={math.ceil(50 / crowd - 1) / 100:g} or less, or learner.ranks=1"
         )
     if placement.device == "gpu" and ranks > placement.gpus and not elsewhere:
         have = placement.gpus

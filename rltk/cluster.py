@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ray
 
+from rltk import watch
 from rltk.config import Cluster
 from rltk.errors import ConfigError
 from rltk.placement import Placement
@@ -41,3 +43,25 @@ def connect(cluster: Cluster, placement: Placement) -> Iterator[str]:
         yield str(ray._private.worker.global_worker.node.get_logs_dir_path())  # no public way to ask
     finally:
         ray.shutdown()
+
+
+def node_of(actor: Any) -> str:
+    """Ray's id of the node that an actor of any class is on."""
+    reference = actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+    return watch.get(reference, "tell its node", "driver", "an actor", 60)
+
+
+def require_one_node(learner: str, others: Mapping[str, str]) -> None:
+    """For a weight transfer within one node. `learner`: the node id of rank 0; `others`: node ids by role."""
+    for role, node in others.items():
+        if node != learner:
+            raise ConfigError(
+                f"learner rank 0 is on node {_address(learner)} and {role} on node {_address(node)}, but "
+                "sync=shared_memory takes weights through one node's /dev/shm. Fix: fewer rollout.engines or "
+                "learner.ranks, so that one node has room for all; or cluster=local on the larger node."
+            )
+
+
+def _address(node: str) -> str:
+    known = {n["NodeID"]: f"{n['NodeManagerAddress']} ({n['NodeManagerHostname']}, {node[:8]})" for n in ray.nodes()}
+    return known.get(node, node)

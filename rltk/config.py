@@ -103,6 +103,7 @@ class Tracker:
 class Batch:
     prompts: int = 32  # prompts a training step
     samples: int = 8  # samples a prompt: the group size
+    refills: int = 4  # times that a step samples new prompts in place of groups its objective does not admit
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +49,7 @@ class Ledger:
 
     seed: int
     size: int | None = None
-    cursor: int = 0  # prompts issued so far
+    cursor: int = 0  # prompts drawn so far
     issued: int = 0  # samples issued so far, attempts included
     trained: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -64,12 +65,18 @@ class Ledger:
             raise MismatchError(f"ledger: {self.issued} samples were issued, {found} are accounted for")
 
     def issue(self, prompts: int, samples: int) -> list[Issue]:
-        """The next `prompts` prompts, `samples` samples each, in the order in which the engine will see them."""
-        issues = []
-        for position in range(self.cursor, self.cursor + prompts):
-            index, epoch = self._problem(position)
-            issues += [Issue(index, epoch, sample) for sample in range(samples)]
+        """The next `prompts` prompts in the task's order, `samples` samples each."""
+        return self.issue_problems(self.draw(prompts), samples)
+
+    def draw(self, prompts: int) -> list[tuple[int, int]]:
+        """(index, epoch) of the next prompts in the task's order. Whoever draws may issue only some of them."""
+        positions = range(self.cursor, self.cursor + prompts)
         self.cursor += prompts
+        return [self._problem(position) for position in positions]
+
+    def issue_problems(self, problems: Sequence[tuple[int, int]], samples: int) -> list[Issue]:
+        """`samples` samples of each (index, epoch), in the order in which the engine will see them."""
+        issues = [Issue(index, epoch, sample) for index, epoch in problems for sample in range(samples)]
         for issue in issues:
             if issue.uid in self.in_flight or issue.uid in self.scored:
                 raise MismatchError(f"issue {issue.uid} is already under way: one prompt twice in a step")

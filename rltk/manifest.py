@@ -114,6 +114,15 @@ def write(folder: Path, config: Config, manifest: dict[str, Any]) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
+def next_incarnation(folder: Path) -> int:
+    """0 for a run that begins, 1 more whenever it goes on anew (a resume, another learner): recorded before it is used,
+    so that no two weights of a run ever carry the same version, (incarnation, step)."""
+    manifest = read(folder)
+    manifest["incarnation"] = manifest.get("incarnation", -1) + 1
+    write_json(folder / "manifest.json", manifest)
+    return manifest["incarnation"]
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; ConfigError where there is none that can be read."""
     path, fix = folder / "manifest.json", "remove the run folder, or choose another name=..."

@@ -24,12 +24,13 @@ class LearnedArrays:
     tokens only, float32 [length]; None for a trajectory that was not trained on (masked, dropped).
 
     `old`: log-probs before the step; `new`: when the trajectory's minibatch trained; `entropy`: in nats. An
-    empty list says that the quantity was not computed.
+    empty list says that the quantity was not computed. `reference`: what ratios are taken against, `old` or `mu`.
     """
 
     old: list[np.ndarray | None] = field(default_factory=list)
     new: list[np.ndarray | None] = field(default_factory=list)
     entropy: list[np.ndarray | None] = field(default_factory=list)
+    reference: str = "old"
 
 
 def step_metrics(
@@ -45,7 +46,8 @@ def step_metrics(
     masked/share, masked/count    trajectories without a reward; masked/<cause> their share by cause ("timeout", ...);
                                   masked/length_q1..q4 their share in each quartile of length (a bias if they differ)
     entropy                       mean over tokens, in nats
-    ratio/q05/1-16, ...           q05, q50, q95 of the log-ratio new - old by position among the sampled tokens
+    ratio/q05/1-16, ...           q05, q50, q95 of the log-ratio, new less the reference, by position among the sampled
+                                  tokens
     mismatch/...                  see `mismatch`
     not_finite/old, ...           share of tokens whose value is NaN or infinite, where there are any; every other
                                   metric leaves them out
@@ -57,7 +59,8 @@ def step_metrics(
     entropies = _flat([e for e in entropy if e is not None])
     if entropies.size:
         metrics["entropy"] = entropies.mean()
-    metrics |= ratio_quantiles([n - o for n, o in zip(new, old, strict=True) if n is not None and o is not None])
+    against = old if learned.reference == "old" else [t.logprobs for t in trajectories]
+    metrics |= ratio_quantiles([n - a for n, a in zip(new, against, strict=True) if n is not None and a is not None])
     metrics |= mismatch([t.logprobs - o for t, o in zip(trajectories, old, strict=True) if o is not None])
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
@@ -92,7 +95,7 @@ def mismatch(differences: Sequence[np.ndarray]) -> dict[str, float]:
 
 
 def ratio_quantiles(log_ratios: Sequence[np.ndarray]) -> dict[str, float]:
-    """Quantiles of new - old by position from 1: 1-16, 17-64, 65-256, ... `log_ratios`: arrays [n]."""
+    """Quantiles of log-ratios by position from 1: 1-16, 17-64, 65-256, ... `log_ratios`: arrays [n]."""
     metrics: dict[str, float] = {}
     longest = max((len(row) for row in log_ratios), default=0)
     start, end = 0, 16

@@ -70,6 +70,21 @@ def place(config: Config) -> Placement:
     )
 
 
+def served_engines(engines: int, workers: int) -> list[range]:
+    """The engines that each rollout worker serves: neighbours, and each engine has one worker alone.
+
+    Two workers on one engine would race, and the order in which an engine sees requests decides the last bits.
+    """
+    return [range(engines * n // workers, engines * (n + 1) // workers) for n in range(workers)]
+
+
+def job_shares(jobs: int, engines: int, workers: int) -> list[slice]:
+    """Jobs of each worker: those of its engines, had one worker split them all over the engines."""
+    size, extra = divmod(jobs, engines)
+    first = [engine * size + min(engine, extra) for engine in range(engines + 1)]  # job of each engine
+    return [slice(first[served.start], first[served.stop]) for served in served_engines(engines, workers)]
+
+
 def _floor(value: float) -> float:
     """To hundredths, downwards, so that a sum never passes its whole."""
     return math.floor(value * 100 + 1e-6) / 100

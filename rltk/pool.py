@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import ray
 
 from rltk import watch
 from rltk.config import Deadlines
+from rltk.placement import job_shares
 from rltk.roles import Roles
 from rltk.rollout.worker import Job, RolloutResult, Sampling
 
 
 class RolloutPool:
-    """Contiguous shares of the jobs to each worker; results in the order of the jobs. `progress(what, done, total)`."""
+    """Contiguous shares of the jobs to each worker; results in the order of the jobs. `progress(what, done, total)`.
+
+    The requests that an engine sees, and their order, do not depend on the number of workers.
+    """
 
     def __init__(self, roles: Roles, deadlines: Deadlines, progress: Callable[[str, int, int], None]) -> None:
         self.roles, self.progress = roles, progress
         self.deadline = deadlines.rollout + deadlines.reward + 30
+        self._busy: dict[Any, float] = {}  # seconds inside vLLM, by engine
 
     def __call__(self, jobs: Sequence[Job], sampling: Sampling, what: str = "generate") -> RolloutResult:
         workers = self.roles.workers
-        bounds = [len(jobs) * i // len(workers) for i in range(len(workers) + 1)]
-        shares = [list(jobs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        shares = [list(jobs[share]) for share in job_shares(len(jobs), len(self.roles.engines), len(workers))]
         references = [w.rollout.remote(share, sampling) for w, share in zip(workers, shares, strict=True) if share]
 
         def poll() -> None:
@@ -43,3 +48,10 @@ class RolloutPool:
             generate_seconds=generated,
             reward_seconds=max(r.generate_seconds + r.reward_seconds for r in results) - generated,
         )
+
+    def busy_seconds(self) -> float:
+        """Seconds inside vLLM since the last call; of the busiest engine, as they run side by side."""
+        engines = self.roles.engines
+        stats = watch.get([e.stats.remote() for e in engines], "statistics", "driver", "rollout engines", 30)
+        before, self._busy = self._busy, {e: s["busy_seconds"] for e, s in zip(engines, stats, strict=True)}
+        return max(now - before.get(engine, 0.0) for engine, now in self._busy.items())

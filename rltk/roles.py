@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ from rltk import watch
 from rltk.config import Config
 from rltk.learner.group import LearnerGroup
 from rltk.learner.settings import learner_settings
-from rltk.placement import Placement
+from rltk.placement import Placement, served_engines
 from rltk.rewards.actor import RewardWorker
 from rltk.rewards.scorer import ScorerSpec
 from rltk.rollout.actor import EngineActor
@@ -52,18 +52,68 @@ def engine_options(config: Config, placement: Placement) -> EngineOptions:
 class Roles:
     """Handles of every actor; `learner` is None for an evaluation, which trains nothing."""
 
-    engines: list[Any]
-    workers: list[Any]
-    rewards: list[Any]
-    learner: LearnerGroup | None
+    engines: list[Any] = field(default_factory=list)
+    workers: list[Any] = field(default_factory=list)
+    rewards: list[Any] = field(default_factory=list)
+    learner: LearnerGroup | None = None
 
-    def actors(self) -> list[Any]:
-        return [*self.engines, *self.workers, *self.rewards, *(self.learner.ranks if self.learner else [])]
+    def named(self) -> dict[str, Any]:
+        """Every actor by its name, as in `rollout engine 0`."""
+        kinds = {"rollout engine": self.engines, "rollout worker": self.workers, "reward worker": self.rewards}
+        kinds["learner rank"] = self.learner.ranks if self.learner else []
+        return {f"{kind} {number}": actor for kind, actors in kinds.items() for number, actor in enumerate(actors)}
+
+    def name_of(self, actor_id: str | None) -> str:
+        """Of the actor that an error speaks of by its id (hex)."""
+        names = (name for name, actor in self.named().items() if actor._actor_id.hex() == actor_id)
+        return next(names, f"actor {actor_id}")
 
     def stop(self) -> None:
         """End every actor of this run, at once. The cluster itself is left to whoever started it."""
-        for actor in self.actors():
+        for actor in self.named().values():
             ray.kill(actor)
+
+
+def start_roles(config: Config, placement: Placement, train: bool = True) -> Roles:
+    """Start every role at the same time; returns when all stand. What keeps one from it is raised, and none is left."""
+    roles = Roles()
+    try:
+        _start(roles, config, placement, train)
+    except BaseException:
+        roles.stop()
+        raise
+    return roles
+
+
+def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> None:
+    """Fills `roles` as it goes, so that whoever called knows of every actor there is."""
+    if train:
+        roles.learner = _learner(config, placement)
+        if placement.gpu_shared:
+            # Ranks take their places first: engines alone would be packed onto few GPUs, and no rank fit beside them.
+            _wait_started(roles.learner.placed(), "learner ranks", roles.learner.ranks, config)
+    for _ in range(config.rollout.engines):
+        roles.engines.append(_engine(config, placement))
+        if placement.gpu_shared:
+            # vLLM measures the device's memory while it starts, and takes what others allocate then for its own.
+            _wait_started([roles.engines[-1].ready.remote()], "rollout engine", roles.engines, config)
+    reward = config.reward
+    for _ in range(reward.workers):
+        placed = RewardWorker.options(num_cpus=placement.reward_cpus)
+        spec = scorer_spec(config)
+        roles.rewards.append(placed.remote(spec, reward.processes, reward.deadline_s, reward.memory_gib))
+    deadlines = {"rollout": config.deadlines.rollout, "reward": config.deadlines.reward}
+    for served in served_engines(config.rollout.engines, config.rollout.workers):
+        worker = ray.remote(RolloutWorker).options(num_cpus=placement.worker_cpus, runtime_env=_environment())
+        engines = [roles.engines[number] for number in served]
+        roles.workers.append(
+            worker.remote(config.model.path, engines, roles.rewards, deadlines, config.model.chat_template)
+        )
+    waiting = [
+        *(roles.learner.start() if roles.learner else []),
+        *(role.ready.remote() for role in (*roles.engines, *roles.workers, *roles.rewards)),
+    ]
+    _wait_started(waiting, "the roles", list(roles.named().values()), config)
 
 
 def _engine(config: Config, placement: Placement) -> Any:
@@ -80,8 +130,25 @@ def _engine(config: Config, placement: Placement) -> Any:
     )
 
 
+def _learner(config: Config, placement: Placement) -> LearnerGroup:
+    """New ranks, which load nothing before `start`."""
+    threads = placement.rank_threads if placement.device == "cpu" else 0
+    return LearnerGroup(
+        learner_settings(config, placement.device, threads), config.learner.ranks,
+        placement.rank_cpus, placement.rank_gpus, config.deadlines.learner, config.deadlines.start,
+    )  # fmt: skip
+
+
 def _environment() -> dict[str, Any]:
     return {"env_vars": {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")}}
+
+
+def _wait_started(references: list[Any], what: str, actors: list[Any], config: Config) -> None:
+    """All at once, so that the first failure is heard at once."""
+    watch.get(references, "start", "driver", what, config.deadlines.start, peek=actors)
+
+
+# -- after a death -----------------------------------------------------------------------------------------------------
 
 
 def replace_dead(roles: Roles, config: Config, placement: Placement) -> list[int]:
@@ -91,15 +158,28 @@ def replace_dead(roles: Roles, config: Config, placement: Placement) -> list[int
     """
     dead = [number for number, engine in enumerate(roles.engines) if not _alive(engine)]
     for number in dead:
+        ray.kill(roles.engines[number])  # one that is merely out of reach must not come back beside its successor
         roles.engines[number] = _engine(config, placement)
     for number in dead:
         ready = roles.engines[number].ready.remote()
         watch.get(ready, "restart", "driver", "rollout engine", config.deadlines.start, peek=[roles.engines[number]])
     dropped = [engine.drop.remote() for engine in roles.engines]
     watch.get(dropped, "drop requests", "driver", "rollout engines", config.deadlines.sync, peek=roles.engines)
-    told = [worker.set_engines.remote(roles.engines) for worker in roles.workers]
+    told = [
+        worker.set_engines.remote([roles.engines[number] for number in served])
+        for worker, served in zip(roles.workers, served_engines(len(roles.engines), len(roles.workers)), strict=True)
+    ]
     watch.get(told, "hear of new engines", "driver", "rollout workers", config.deadlines.sync, peek=roles.workers)
     return dead
+
+
+def restart_learner(roles: Roles, config: Config, placement: Placement) -> None:
+    """A new learner group in place of one that lost a rank, at the weights of the model folder. RankDiedError if it
+    loses one as it starts."""
+    assert roles.learner is not None
+    roles.learner.stop()
+    roles.learner = _learner(config, placement)
+    roles.learner.stand()
 
 
 def _alive(actor: Any) -> bool:
@@ -108,51 +188,3 @@ def _alive(actor: Any) -> bool:
         return True
     except ray.exceptions.RayActorError:
         return False
-
-
-def start_roles(config: Config, placement: Placement, train: bool = True) -> Roles:
-    """Start every role at the same time; returns when all stand, raises what kept one from it."""
-    deadlines = {"rollout": config.deadlines.rollout, "reward": config.deadlines.reward}
-    engines = []
-    for _ in range(config.rollout.engines):
-        engines.append(_engine(config, placement))
-        if placement.gpu_shared:
-            # vLLM measures the device's memory while it starts, and takes what others allocate then for its own.
-            _wait_started([engines[-1].ready.remote()], "rollout engine", engines, config)
-    reward = config.reward
-    rewards = [
-        RewardWorker.options(num_cpus=placement.reward_cpus).remote(
-            scorer_spec(config), reward.processes, reward.deadline_s, reward.memory_gib
-        )
-        for _ in range(reward.workers)
-    ]
-    worker = ray.remote(RolloutWorker).options(num_cpus=placement.worker_cpus, runtime_env=_environment())
-    workers = [
-        worker.remote(config.model.path, engines, rewards, deadlines, config.model.chat_template)
-        for _ in range(config.rollout.workers)
-    ]
-    learner = None
-    if train:
-        settings = learner_settings(
-            config, placement.device, placement.rank_threads if placement.device == "cpu" else 0
-        )
-        learner = LearnerGroup(
-            settings, config.learner.ranks, placement.rank_cpus, placement.rank_gpus,
-            config.deadlines.learner, config.deadlines.start,
-        )  # fmt: skip
-    roles = Roles(engines, workers, rewards, learner)
-    try:
-        waiting = [
-            *(learner.start() if learner else []),
-            *(role.ready.remote() for role in (*engines, *workers, *rewards)),
-        ]
-        _wait_started(waiting, "the roles", roles.actors(), config)
-    except BaseException:
-        roles.stop()
-        raise
-    return roles
-
-
-def _wait_started(references: list[Any], what: str, actors: list[Any], config: Config) -> None:
-    """All at once, so that the first failure is heard at once."""
-    watch.get(references, "start", "driver", what, config.deadlines.start, peek=actors)

@@ -21,6 +21,7 @@ from rltk.plan_view import render
 from rltk.tasks import Task, build_task
 
 if TYPE_CHECKING:  # these import torch and Ray, which a dry run does without
+    from rltk.algorithms import Objective
     from rltk.driver import Driver
     from rltk.tracker import Tracker
 
@@ -40,25 +41,29 @@ def main(argv: list[str]) -> int:
     if config.dry_run:
         print(render(plan))
         return 0
-    _check_code(config, task)
+    objective = _check_code(config, task)
     folder = run_dir(config)
-    return _train(config, plan, folder, task, _open(folder, config))
+    return _train(config, plan, folder, task, objective, _open(folder, config))
 
 
-def _check_code(config: Config, task: Task) -> None:
-    """Everything that needs torch or the user's modules, before Ray starts."""
+def _check_code(config: Config, task: Task) -> Objective:
+    """Everything that needs torch or the user's modules, before Ray starts. The objective is the driver's own."""
     from rltk.algorithms import build_correction, build_objective
+    from rltk.learner.needs import needs_of
+    from rltk.learner.settings import learner_settings
     from rltk.rewards.scorer import check_scorer
     from rltk.roles import scorer_spec
 
     try:
         correction = build_correction(config.correction, **config.correction_options)
         options = {"reference": config.ratio.reference, **config.algorithm.options}
-        build_objective(config.algorithm.path or config.algorithm.name, correction=correction, **options)
+        objective = build_objective(config.algorithm.path or config.algorithm.name, correction=correction, **options)
     except ValueError as error:
         raise ConfigError(f"algorithm={config.algorithm.path or config.algorithm.name}: {error}") from error
+    needs_of(objective, learner_settings(config, device="", threads=0))
     check_scorer(scorer_spec(config))
     _check_prompts(config, task)
+    return objective
 
 
 def _check_prompts(config: Config, task: Task) -> None:
@@ -85,14 +90,14 @@ def _open(folder: Path, config: Config) -> dict[str, Any]:
     if config.resume == "auto" and (folder / "manifest.json").is_file():
         old = manifest.read(folder)
         accepted = manifest.check_resume(old, record)
-        record |= {"created": old["created"], "wandb_id": old["wandb_id"]}
+        record |= {key: old[key] for key in ("created", "wandb_id", "incarnation") if key in old}
         record["resumes"] = [*old.get("resumes", []), {"accepted": accepted}]
         for difference in accepted:
             print(f"rltk: resuming with a difference that does not change results: {difference}", file=sys.stderr)
     return record
 
 
-def _train(config: Config, plan: Plan, folder: Path, task: Task, record: dict[str, Any]) -> int:
+def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Objective, record: dict[str, Any]) -> int:
     from rltk.cluster import connect
     from rltk.driver import Driver
     from rltk.roles import start_roles
@@ -110,8 +115,7 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, record: dict[st
             tracker.phase("start the roles")
             roles = start_roles(config, plan.placement)
             try:
-                incarnation = len(record.get("resumes", []))  # counts every resume, so that versions never repeat
-                driver = Driver(config, plan.placement, folder, task, tracker, roles, run_id, incarnation)
+                driver = Driver(config, plan.placement, folder, task, objective, tracker, roles, run_id)
                 status = driver.run()
             except BaseException:
                 tracker.console.message(f"the roles' logs are in {logs}")
@@ -135,9 +139,9 @@ def _finish(tracker: Tracker, driver: Driver | None, status: str, problem: str, 
         return
     from rltk import report
 
-    ledger = driver.ledger
+    state, ledger = driver.state, driver.state.ledger
     counts = {"issued": ledger.issued, "trained": ledger.trained, "dropped": dict(ledger.dropped)}
-    summary = driver.summary.result(status, driver.version, config_hash, counts)
+    summary = state.summary.result(status, state.version, config_hash, counts)
     tracker.finish(summary | ({"error": problem} if problem else {}))
     report.build(driver.folder)
 

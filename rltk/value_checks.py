@@ -41,6 +41,7 @@ AT_LEAST_1 = [
 ]
 AT_LEAST_0 = [
     "seed",
+    "batch.refills",
     "evaluation.every",
     "checkpoint.every",
     "learner.warmup_steps",

@@ -31,6 +31,9 @@ class LearnerRank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
     def start(self, host: str, port: int) -> None:
         from rltk.learner.learner import Learner
 
@@ -39,6 +42,9 @@ class LearnerRank:
     def train(self, batch: RaggedBatch, seed: int) -> TrainResult:
         return self.learner.train(batch, seed)
 
+    def logprobs(self, batch: RaggedBatch) -> list[np.ndarray | None]:
+        return self.learner.logprobs(batch)
+
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         return self.learner.score(sequences)
 
@@ -46,6 +52,9 @@ class LearnerRank:
         from rltk.learner import state
 
         return state.publish(self.learner, path, version)
+
+    def discard(self, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
 
     def save(self, path: str) -> None:
         from rltk.learner import state

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from rltk.algorithms import Correction, Objective
 from rltk.algorithms.registry import available
 from tests.integration.places import TINY
-from tests.integration.test_road import SMALL, finish, rows, start
+from tests.integration.test_road import SMALL, allow, rows, run
+
+pytestmark = allow(1)
 
 # A metric that this method alone, or few others, would log.
 OWN = {
@@ -24,7 +26,7 @@ QUICK = ("minpro", "dgpo", "fapo")  # ctpo and grpo: tests/integration/test_road
 
 
 def two_steps(tmp_path, *settings: str) -> list[dict]:
-    code, out = finish(start(*SMALL, "steps=2", "evaluation.greedy=false", f"output={tmp_path}", "name=run", *settings))
+    code, out = run(*SMALL, "steps=2", "evaluation.greedy=false", f"output={tmp_path}", "name=run", *settings)
     assert code == 0, out
     found = rows(tmp_path / "run")
     assert [row["step"] for row in found] == [1, 2]

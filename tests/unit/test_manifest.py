@@ -155,6 +155,14 @@ def test_a_run_folders_files_can_be_read_back(base, made, tmp_path):
     assert sorted(file.name for file in folder.iterdir()) == ["config.yaml", "manifest.json"]
 
 
+def test_every_start_of_a_run_has_an_incarnation_of_its_own(base, made, tmp_path):
+    manifest.write(tmp_path, base, made)
+    assert [manifest.next_incarnation(tmp_path) for _ in range(3)] == [0, 1, 2]
+    resumed = made | {"incarnation": manifest.read(tmp_path)["incarnation"]}  # what an entry point carries over
+    manifest.write(tmp_path, base, resumed)
+    assert manifest.next_incarnation(tmp_path) == 3
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
 def test_a_manifest_that_cannot_be_read_is_refused(tmp_path, content):
     if content is not None:

@@ -15,9 +15,15 @@ from rltk.checkpoint import Checkpoints
 from rltk.config import Config
 from rltk.errors import WeightMismatchError
 from rltk.learner.deepspeed_config import gradient_scale, learning_rate
+from rltk.learner.group import RankDiedError
 from rltk.learner.settings import learner_settings
+from rltk.placement import place
+from rltk.recovery import RECOVERIES, Recovery
+from rltk.roles import Roles
 from rltk.rollout import weight_file
+from rltk.run_state import RunState
 from rltk.sync.probe import compare
+from rltk.tasks import build_task
 from rltk.time_ledger import STAGES, TimeLedger
 
 
@@ -105,3 +111,45 @@ def test_the_loss_is_scaled_against_deepspeeds_own_average():
 def test_settings_travel_as_plain_data():
     settings = learner_settings(Config(), "cpu", 1)
     assert json.loads(json.dumps(vars(settings)))["algorithm"] == "ctpo"
+
+
+def test_a_run_goes_back_to_its_checkpoint_and_neither_versions_nor_time_do():
+    task = build_task(Config().task)
+    begun = RunState.fresh(Config(), task, None, incarnation=0, spent=0.0)
+    begun.step, begun.version = 2, (0, 2)
+    for issue in begun.ledger.issue(2, 2):
+        begun.ledger.score(issue.uid)
+        begun.ledger.train(issue.uid)
+    saved = json.loads(json.dumps(begun.plain()))
+    again = RunState.fresh(Config(), task, None, incarnation=3, spent=100.0)
+    again.restore(saved)
+    assert (again.step, again.version) == (2, (3, 2))
+    assert again.ledger == begun.ledger and again.prompting.state() == begun.prompting.state()
+    assert again.plain()["summary"]["wall_seconds"] >= 100.0 > saved["summary"]["wall_seconds"]
+
+
+@pytest.mark.parametrize("dies_again", [False, True])
+def test_the_learner_is_restarted_so_often_between_two_checkpoints_and_no_oftener(monkeypatch, dies_again):
+    started, told = [], []
+
+    def restart(*arguments) -> None:
+        started.append(arguments)
+        if dies_again:
+            raise RankDiedError("learner rank 0 died during 'start'")
+
+    monkeypatch.setattr("rltk.recovery.restart_learner", restart)
+    recovery = Recovery(Config(), place(Config()), Roles(), lambda: None, told.append)
+    error = RankDiedError("learner rank 1 died during 'train'")
+    if dies_again:
+        with pytest.raises(RankDiedError, match="rank 0 died during 'start'"):
+            recovery.restart_learner(error)
+        assert len(started) == RECOVERIES
+        return
+    for _ in range(RECOVERIES):
+        recovery.restart_learner(error)
+    recovery.checkpointed()
+    for _ in range(RECOVERIES):
+        recovery.restart_learner(error)
+    with pytest.raises(RankDiedError, match="rank 1 died"):
+        recovery.restart_learner(error)
+    assert len(started) == len(told) == 2 * RECOVERIES and "rank 1 died" in told[0]

@@ -1,0 +1,31 @@
+"""What tests of `rltk.checks` ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rltk.checks import check
+from rltk.config import Config
+from rltk.errors import ConfigError
+
+
+def see_gpus(monkeypatch, count: int) -> None:
+    for module in ("rltk.devices", "rltk.placement", "rltk.checks"):
+        monkeypatch.setattr(f"{module}.gpus", lambda: count)
+
+
+def changed(config: Config, settings: dict[str, Any]) -> Config:
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        part = replace(getattr(config, group) if group else config, **{name: value})
+        config = replace(config, **{group: part}) if group else part
+    return config
+
+
+def refusal(config: Config, settings: dict[str, Any] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(changed(config, settings or {}))
+    return str(caught.value)
