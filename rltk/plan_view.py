@@ -75,7 +75,7 @@ def _arithmetic(plan: Plan) -> list[tuple[str, str]]:
         (
             "the run",
             f"{batch.steps:,} steps x {batch.minibatches} = {batch.optimizer_steps:,} optimizer steps, "
-            f"{batch.response_tokens:,} sampled tokens at most",
+            f"{batch.response_tokens:,} sampled tokens at most, without refills",
         ),
         (
             "held-out evaluation",
