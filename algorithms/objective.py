@@ -63,12 +63,18 @@ class Objective(Configurable):
     reference: Literal["old", "mu"] = option("old", choices=("old", "mu"))
 
     default_minibatches: ClassVar[int] = 1  # with one and reference=old every ratio is 1: a ratio method wants more
+    refuses_corrections: ClassVar[str] = ""  # why the method takes no correction; "": it takes any
 
     def __init__(self, *, correction: Correction | None = None, **values: Any) -> None:
         super().__init__(**values)
         if correction is not None and not isinstance(correction, Correction):
             raise ValueError(f"correction is {correction!r}; pass what build_correction returns, or None")
         self.correction = NoCorrection() if correction is None else correction
+        if self.refuses_corrections and not isinstance(self.correction, NoCorrection):
+            raise ValueError(
+                f"{type(self).__name__} refuses correction={type(self.correction).__name__}: "
+                f"{self.refuses_corrections}; use correction=none"
+            )
         if self.reference == "mu" and not isinstance(self.correction, NoCorrection):
             raise ValueError(
                 f"reference=mu takes the ratio against the sampler itself; correction={type(self.correction).__name__} "
@@ -184,6 +190,7 @@ class Objective(Configurable):
             "correction/sequences": touched.any(dim=1).to(weight.dtype),
             "correction/weight": weight,
             "correction/weight_max": weight,
+            **self.correction.metrics(batch, weight, kept),
         }
 
 

@@ -32,6 +32,10 @@ class Correction(Configurable):
         """bool `[B, T]`: tokens on which the correction did more than weight them; reported as a share."""
         return ~kept
 
+    def metrics(self, batch: TokenBatch, weight: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        """Figures of its own to log, each `[B, T]` or `[B]`, added up as `Objective.loss` says."""
+        return {}
+
     def counted(self, batch: TokenBatch, kept: Tensor) -> Tensor:
         """bool `[B, T]`: tokens that make up a sequence's length in the `seq-mean-token-mean` aggregation."""
         return batch.mask

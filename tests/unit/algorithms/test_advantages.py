@@ -74,6 +74,7 @@ def test_a_group_under_min_group_is_dropped_and_gets_zero():
     group, valid = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([True, True, True, True, False, False])
     assert valid_groups(group, valid).tolist() == [True, True, True, False, False, False]
     assert valid_groups(group, valid, min_group=4).tolist() == [False] * 6
+    assert valid_groups(group[1:3], valid[1:3]).tolist() == [True, True]  # two are enough
     advantage = of([1.0, 0.0, 0.0, 5.0, 2.0, 2.0], group.tolist(), valid.tolist())
     assert advantage[3:].tolist() == [0.0, 0.0, 0.0] and advantage[0] > 0
 

@@ -1,15 +1,18 @@
 """Building by name: the package's own, a user's own, options, and conf/algorithm saying the same as the code."""
 
-from importlib.resources import files
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 
-from rltk.algorithms import Correction, Objective, build_correction, build_objective, option
-from rltk.algorithms.registry import find_class
-from tests.unit.algorithms.tables import gradient, random_batch
+from rltk.algorithms import Correction, Objective, Totals, build_correction, build_objective, option
+from rltk.algorithms.registry import available, find_class
+from tests.unit.algorithms import properties
+from tests.unit.algorithms.tables import gradient, random_batch, with_needs
+
+OBJECTIVES = available("rltk.algorithms", Objective)
+CORRECTIONS = available("rltk.algorithms.corrections", Correction)
 
 
 class Reinforce(Objective):
@@ -51,6 +54,80 @@ def test_an_objective_from_outside_the_package():
     assert metrics["reinforce/loss"].item() == pytest.approx(loss.item() / batch.mask.sum().item())
 
 
+OUTSIDE = """
+import torch
+from rltk.algorithms import Objective, option
+
+
+class Tempered(Objective):
+    'REINFORCE with a bounded pull, and a norm of its own over all ranks.'
+
+    aggregation = "token-mean"
+    default_minibatches = 2
+    pull: float = option(2.0, above=0.0)
+    norm = 1.0
+
+    @property
+    def needs(self):
+        return super().needs | {"entropy"}
+
+    def prepare(self, shard, reduce=None, first=True):
+        shard = super().prepare(shard, reduce, first)
+        total = shard.advantage.abs().sum()
+        self.norm = float(total if reduce is None else reduce(total))
+        return shard
+
+    def token_loss(self, batch):
+        gain = (self.pull * torch.where(batch.mask, batch.new, 0.0)).tanh()
+        sure = 1 - torch.where(batch.mask, batch.entropy, 0.0)
+        return -gain * sure * self.token_advantage(batch) / self.norm, {"gain": gain}
+"""
+
+
+def test_an_objective_in_a_file_of_the_users_own(tmp_path, monkeypatch):
+    """A module anywhere on the path, nothing of the package touched: built, split, corrected, and refused alike."""
+    (tmp_path / "my_tempered.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "my_tempered:Tempered"
+    objective = build_objective(name, pull=3, clip_low=0.1, correction=build_correction("tis"))
+    assert (objective.pull, objective.clip_low, objective.aggregation) == (3.0, 0.1, "token-mean")
+    batch = with_needs(random_batch(0))
+    loss, slopes, metrics = properties.step(objective, batch)
+    weight = (batch.old - batch.mu).exp().clamp(max=2.0)
+    values = -(3 * batch.new).tanh() * (1 - batch.entropy) * batch.advantage[:, None] / batch.advantage.abs().sum()
+    torch.testing.assert_close(loss, (weight * values)[batch.mask].mean())
+    assert slopes[batch.mask].count_nonzero() == batch.mask.sum() and metrics["gain"] < 0
+    properties.check_splits(lambda: build_objective(name), replace(batch, hidden=None), [2, 2], [1, 4])
+    with pytest.raises(ValueError, match="Tempered: unknown option 'pul' .nearest known: pull"):
+        build_objective(name, pul=1.0)
+    with pytest.raises(ValueError, match="Tempered.*needs entropy"):
+        build_objective(name).loss(replace(batch, entropy=None))
+    assert "my_tempered" not in OBJECTIVES
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_with_every_correction(name, correction):
+    """With defaults: a finite loss, a gradient on sampled tokens and there alone, in two micro-batches as in one."""
+    if find_class(name, "rltk.algorithms", Objective).refuses_corrections and correction != "none":
+        with pytest.raises(ValueError, match="refuses correction="):
+            build_objective(name, correction=build_correction(correction))
+        return
+    objective = build_objective(name, correction=build_correction(correction))
+    batch = with_needs(random_batch(0, ratio=0.05))
+    batch = replace(batch, mu=batch.old - 0.0005)  # inside the narrowest band, so that no correction drops everything
+    loss, slopes, metrics = properties.step(objective, batch)
+    assert loss.isfinite() and slopes.isfinite().all() and all(value.isfinite() for value in metrics.values())
+    assert slopes[batch.mask].count_nonzero() > 0 and (slopes[~batch.mask] == 0).all()
+    assert ("correction/tokens" in metrics) == (correction != "none")
+
+    prepared, totals = objective.prepare(batch), Totals.of(batch.mask)
+    parts = [replace(prepared.select(rows), new=batch.new[rows]) for rows in (slice(0, 2), slice(2, 6))]
+    halves = [objective.loss(part, totals) for part in parts]
+    torch.testing.assert_close(halves[0][0] + halves[1][0], loss)
+    assert halves[0][1].keys() == metrics.keys()
+
+
 def test_what_an_objective_says_under_the_mask_is_left_out():
     batch = random_batch(0)
     objective = build_objective(f"{HERE}:CountsEverywhere", beta=0.5, aggregation="token-sum")
@@ -66,7 +143,7 @@ def test_a_correction_from_outside_the_package():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("gpro", "unknown objective 'gpro' .nearest known: grpo.; known: ctpo, grpo"),
+        ("grpo2", "unknown objective 'grpo2' .nearest known: grpo.; known: apo, cispo, .*, grpo, .*, sapo"),
         ("batch", "unknown objective 'batch'"),  # a module of the package that defines none
         ("../grpo", "unknown objective"),
         ("no_such_module:X", "importing module 'no_such_module' failed"),
@@ -96,7 +173,9 @@ def test_a_module_stands_for_the_one_class_it_defines(tmp_path, monkeypatch):
 
 
 def test_an_unknown_correction_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown correction 'tiss' .nearest known: tis.; known: none, tis"):
+    with pytest.raises(
+        ValueError, match="unknown correction 'tiss' .nearest known: tis.; known: geo_mask, .*none.*, tis"
+    ):
         build_correction("tiss")
     with pytest.raises(ValueError, match="TIS: unknown option 'cpa' .nearest known: cap"):
         build_correction("tis", cpa=3.0)
@@ -136,15 +215,9 @@ def test_whole_numbers_and_null_are_fine_where_they_make_sense():
     assert objective.beta == 1.0 and isinstance(objective.beta, float) and objective.dual_clip is None
 
 
-@pytest.mark.parametrize("name", ["grpo", "ctpo"])
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_configuration_says_what_the_code_does(name):
-    tree = yaml.safe_load((files("rltk.conf") / "algorithm" / f"{name}.yaml").read_text())
-    kind = type(build_objective(name))
-    assert tree.pop("name") == name and tree.pop("minibatches") == kind.default_minibatches == 4
-    rules = kind.options()
-    assert set(tree) == set(rules) - {"reference"}, "ratio.reference stands beside the groups"
-    assert {key: rules[key].default for key in tree} == tree
-    assert repr(build_objective(name, **tree)) == repr(build_objective(name))
+    properties.check_configuration(name)
 
 
 def test_the_published_defaults():

@@ -22,7 +22,10 @@ from tests.unit.algorithms.tables import Table, gradient, make_batch, random_bat
         (1.5, 1.0, {"clip_low": 0.2, "clip_high": 0.28}, 1.28),
         (4.0, -1.0, {"dual_clip": 3.0}, 3.0),
         (4.0, 1.0, {"dual_clip": 3.0}, 4.0),  # dual clip is for A < 0 only
+        (4.0, 0.5, {"dual_clip": 3.0}, 4.0),
+        (4.0, 0.0, {"dual_clip": 3.0}, 4.0),
         (2.0, -1.0, {"dual_clip": 3.0}, 2.0),
+        (1.0, 1.0, {"clip_low": 0.0, "clip_high": 0.0}, 1.0),  # the edges are inside
     ],
 )
 def test_one_token(ratio, advantage, options, weight):

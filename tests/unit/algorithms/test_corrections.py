@@ -28,6 +28,26 @@ def test_tis_weights_are_capped_detached_and_one_under_mask_zero():
     assert build_correction("tis").cap == 2.0
 
 
+@pytest.mark.parametrize("gap", [25.0, -25.0])
+def test_the_log_ratio_is_bounded_like_any(gap):
+    old = torch.full((1, 2), -30.0).double()
+    batch = make_batch(old, old, torch.ones(1).double(), mu=old - gap, mask=torch.tensor([[1, 0]]))
+    bound = 20.0 if gap > 0 else -20.0
+    assert Correction.log_ratio(batch).tolist() == [[bound, 0.0]]
+    weight, _ = build_correction("tis", cap=1e300)(batch)
+    assert weight[0, 0].log().item() == pytest.approx(bound)
+
+
+def test_a_correction_asks_for_no_statistic_of_the_batch_unless_it_says_so():
+    assert not Correction.batch_statistic and not DropFirstToken.batch_statistic
+
+
+def test_a_weight_at_the_cap_is_not_truncated():
+    batch = random_batch(2)
+    objective = build_objective("grpo", correction=build_correction("tis", cap=1.0))
+    assert objective.loss(replace(batch, mu=batch.old))[1]["correction/tokens"] == 0
+
+
 def test_the_weight_multiplies_the_clipped_loss():
     """Clipping is decided by new against old alone; the weight scales what is left."""
     old = torch.full((1, 3), -1.0).double()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rltk.algorithms import build_objective
+from tests.unit.algorithms import properties
 from tests.unit.algorithms.tables import gradient, make_batch, random_batch
 
 
@@ -113,6 +114,16 @@ def test_metrics_hold_the_moments_of_log_rho():
     assert metrics["clip/share"] > 0
 
 
+def test_what_holds_for_every_objective():
+    objective, batch = build_objective("ctpo"), properties.filled_batch(8, padding=True)
+    properties.check_on_policy(objective, batch, batch.advantage[:, None])
+    properties.check_masked_tokens(objective, batch)
+    properties.check_order(objective, batch)
+    properties.check_equal_rewards(objective, batch)
+    properties.check_extremes(objective)
+    properties.check_splits(lambda: build_objective("ctpo"), batch, [2, 2], [1, 4])
+
+
 @pytest.mark.parametrize("length", [4096, 32768])
 def test_long_sequences_in_float32(length):
     g = torch.Generator().manual_seed(0)
@@ -148,6 +159,16 @@ def test_log_rho_is_bounded_above_the_window_and_then_has_no_gradient():
     assert objective.loss(batch)[0].item() == pytest.approx(math.exp(4) + math.exp(8) + 2 * math.exp(10))
     wide = build_objective("ctpo", dual_clip=None, clip_high=8.0, aggregation="token-sum")  # ceiling 8 sqrt(p) + 1 >= 9
     assert (gradient(wide, batch)[0, :3] > 0).all()
+
+
+@pytest.mark.parametrize("clip_high", [8.0, 12.0])
+def test_the_ceiling_lies_one_above_the_window(clip_high):
+    old = torch.full((1, 3), -100.0).double()
+    batch = make_batch(old + 20.0, old, torch.tensor([-1.0]).double())
+    wide = build_objective("ctpo", dual_clip=None, clip_high=clip_high, aggregation="token-sum")
+    ceilings = [max(10.0, clip_high * position**0.5 + 1) for position in (1, 2, 3)]
+    assert wide.loss(batch)[0].item() == pytest.approx(sum(map(math.exp, ceilings)))
+    assert not gradient(wide, batch).any()
 
 
 def test_against_the_sampler_the_window_is_scaled_by_the_mismatch():

@@ -53,6 +53,7 @@ def test_equal_policies_are_at_no_distance_and_disjoint_ones_at_the_largest():
     one, other = torch.tensor([[0.0, -math.inf]]), torch.tensor([[-math.inf, 0.0]])
     assert hellinger(one, other).item() == 1.0 and forward_kl(one, other).item() == math.inf
     assert entropy(one).item() == 0.0
+    assert entropy(torch.tensor([[1e-7, -40.0]])).item() == 0.0  # a log-prob rounded past 0
     half = torch.tensor([[0.5, 0.5]]).log()
     assert forward_kl(half, one).item() == pytest.approx(math.log(2))  # of ref, which is sure, against new
     assert hellinger(half, one).item() == pytest.approx(1 - math.sqrt(0.5))

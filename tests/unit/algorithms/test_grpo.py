@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rltk.algorithms import build_correction, build_objective
+from tests.unit.algorithms import properties
 from tests.unit.algorithms.tables import Table, gradient, make_batch, random_batch
 
 
@@ -102,6 +103,14 @@ def test_at_one_step_the_off_policy_gradient_is_exact():
     build_objective("grpo", aggregation="token-sum").loss(batch)[0].backward()
     exact = torch.autograd.grad((policy.logprobs(tokens, logits).exp()[:, 0] * rewards).sum(), logits)[0]
     torch.testing.assert_close(-logits.grad, exact)
+
+
+def test_what_holds_for_every_objective():
+    objective, batch = build_objective("grpo"), properties.filled_batch(8, padding=True)
+    properties.check_on_policy(objective, batch, batch.advantage[:, None])
+    properties.check_masked_tokens(objective, batch)
+    properties.check_order(objective, batch)
+    properties.check_splits(lambda: build_objective("grpo"), batch, [2, 2], [1, 4])
 
 
 def test_extreme_ratios_stay_finite():

@@ -76,6 +76,16 @@ def test_with_an_advantage_for_each_token_the_forms_differ_as_they_say():
     torch.testing.assert_close(sequence[0, batch.mask[0]], (token[0, 2] / count).expand(count))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sequence_of_one_token_is_grpos(form):
+    batch = random_batch(5)
+    single = replace(batch, mask=torch.arange(7).expand(6, 7) == 2)
+    clip = {"clip_low": 0.05, "clip_high": 0.05}
+    gspo, grpo = build_objective("gspo", form=form, **clip), build_objective("grpo", **clip)
+    torch.testing.assert_close(gspo.loss(single)[0], grpo.loss(single)[0])
+    torch.testing.assert_close(gradient(gspo, single), gradient(grpo, single))
+
+
 def test_finite_differences():
     batch = random_batch(3)
     objective, totals = build_objective("gspo", **WIDE), Totals.of(batch.mask)

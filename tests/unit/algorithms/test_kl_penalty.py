@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rltk.algorithms import TokenBatch, build_correction, build_objective
+from rltk.algorithms import TokenBatch, Totals, build_correction, build_objective
 from tests.unit.algorithms.tables import Table, random_batch
 
 POLICY, REFERENCE = Table(0, steps=1, vocabulary=5), Table(1, steps=1, vocabulary=5)
@@ -56,6 +56,25 @@ def test_the_reference_is_needed_only_with_beta(name):
     assert build_objective(name).needs == frozenset()
     assert build_objective(name, beta=0.1).needs == {"ref"}
     assert "kl/ref" not in build_objective(name).loss(random_batch(0))[1]
+
+
+def test_the_penalty_is_aggregated_over_sampled_tokens():
+    batch = random_batch(6)
+    assert batch.mask.sum(dim=1).unique().numel() > 1
+    log_ratio = torch.where(batch.mask, batch.new - batch.ref, 0.0)
+    of_rows = ((-log_ratio).exp() + log_ratio - 1).sum(dim=1)
+    lengths, totals = batch.mask.sum(dim=1), Totals.of(batch.mask, max_length=50)
+    expected = {
+        "token-mean": of_rows.sum() / lengths.sum(),
+        "seq-mean-token-mean": (of_rows / lengths).mean(),
+        "seq-mean-token-sum": of_rows.mean(),
+        "seq-mean-token-sum-norm": of_rows.mean() / 50,
+        "token-sum": of_rows.sum(),
+    }
+    for how, value in expected.items():
+        free, held = (build_objective("grpo", aggregation=how, beta=beta) for beta in (0.0, 0.4))
+        alone, held = free.loss(batch, totals)[0], held.loss(batch, totals)[0]
+        torch.testing.assert_close(held - alone, 0.4 * value, msg=how)
 
 
 def test_beta_scales_the_penalty_and_the_correction_does_not_touch_it():

@@ -85,6 +85,14 @@ def test_one_token_is_its_own_mean_and_none_does_no_harm(tokens):
     assert build_objective("reinforce_pp").prepare(batch).advantage.tolist() == [0.0]
 
 
+@pytest.mark.parametrize(("ddof", "deviation"), [(0, 1.0), (1, 2**0.5)])
+def test_two_tokens_are_enough_for_a_deviation(ddof, deviation):
+    batch = random_batch(6, rows=2, length=3)
+    batch = replace(batch, mask=torch.tensor([[1, 0, 0], [0, 0, 1]]), advantage=torch.tensor([1.0, 3.0]).double())
+    found = build_objective("reinforce_pp", ddof=ddof, eps=0.0).prepare(batch).advantage
+    assert found.tolist() == pytest.approx([-1 / deviation, 1 / deviation])
+
+
 def test_in_float32_the_dtype_stays():
     batch = random_batch(7)
     tokens = {name: getattr(batch, name).float() for name in ("new", "old", "mu", "ref", "advantage")}

@@ -32,6 +32,12 @@ def test_a_field_that_does_not_fit_is_named(name, value, words):
         replace(random_batch(0), **{name: value})
 
 
+def test_an_advantage_is_one_for_each_sequence_or_one_for_each_token():
+    batch = random_batch(0)
+    table = batch.advantage[:, None].expand(6, 7)
+    assert replace(batch, advantage=table).advantage.shape == (6, 7) and batch.advantage.shape == (6,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
 def test_any_mask_of_zeros_and_ones_becomes_bool(dtype):
     batch = random_batch(0)
