@@ -12,7 +12,7 @@ STAMP := .venv/.$(DEVICE)-ready
 DEV_STAMP := .venv/.dev-ready
 ARGS ?=
 
-.PHONY: train env test test-full bench lint format doctor clean help
+.PHONY: train env test test-full mutants bench lint format doctor clean help
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -27,6 +27,9 @@ test: $(DEV_STAMP)  ## unit tests and the road in small
 
 test-full: $(DEV_STAMP)  ## every test, the slow ones included
 	$(BIN)/python -m pytest -m "" tests $(ARGS)
+
+mutants: $(DEV_STAMP)  ## break every formula in one place: does some test see it?
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 bench: $(STAMP)  ## the time ledger of the default run
 	$(BIN)/python -m bench.road $(ARGS)

@@ -72,6 +72,8 @@ def report(verdicts: Iterable[Verdict], reasons: dict[str, str]) -> int:
         if problem := problem_of(verdict, reasons):
             problems += 1
             print(problem, flush=True)
+        if len(seen) % 100 == 0:
+            print(f"... {len(seen)} mutants", flush=True)
     print(table_of_counts(seen, reasons))
     print(f"{len(seen)} mutants, {problems} to see to")
     return int(problems > 0)

@@ -83,12 +83,7 @@ def answer(job: dict) -> dict:
 
 def run_tests(job: dict) -> dict:
     import pytest
-    from hypothesis import Phase, settings
 
-    # The same examples each time, and none made smaller once one fails: that it fails is all that is asked.
-    phases = (Phase.explicit, Phase.generate)
-    settings.register_profile("mutants", database=None, derandomize=True, deadline=None, phases=phases)
-    settings.load_profile("mutants")
     mutated = None
     if job["module"]:
         sys.dont_write_bytecode = True
@@ -116,8 +111,14 @@ def main() -> None:
     sys.path.insert(0, str(Path.cwd()))
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    if hypothesis := sys.modules.get("hypothesis"):
+        # The same examples each time, and none made smaller once one fails: that it fails is all that is asked.
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+        settings = hypothesis.settings
+        settings.register_profile("mutants", database=None, derandomize=True, deadline=None, phases=phases)
+        settings.load_profile("mutants")
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
 

@@ -42,23 +42,21 @@ def tree(tmp_path):
 
 
 def verdicts(tree, mutants, test="tests/test_toy.py"):
-    return list(judge(tree, mutants, lambda file: [test], workers=1, preloaded=("pytest", "hypothesis")))
+    return list(judge(tree, mutants, lambda file: [test], workers=1, preloaded=("pytest",)))
 
 
 def test_a_mutant_that_no_test_sees_or_a_wrong_excuse_fails_the_check(tree, capsys):
-    found = verdicts(tree, [*chosen(FILE, SOURCE, TABLE), *systematic(FILE, SOURCE)])
+    found = verdicts(tree, [*chosen(FILE, SOURCE, TABLE), *systematic(FILE, SOURCE)[1:2]])
     outcome = {verdict.mutant.name: verdict.outcome for verdict in found}
     assert outcome == {
         "toy:the difference": "killed",
         "toy:other words": "survived",
-        "toy:mean (a + b) / 2 -> (a + b) * 2": "killed",
         "toy:mean a + b -> a - b": "killed",
-        "toy:mean 2 -> 3": "killed",
     }
     assert found[0].test == "tests/test_toy.py::test_mean"
     assert report(found, {}) == 1
     printed = capsys.readouterr().out
-    assert "SURVIVED algorithms/toy.py:1 nothing: toy:other words\n" in printed and "5 mutants, 1 to see to" in printed
+    assert "SURVIVED algorithms/toy.py:1 nothing: toy:other words\n" in printed and "3 mutants, 1 to see to" in printed
     assert report(found, {"toy:other words": "a docstring"}) == 0
     assert report(found[2:], {}) == 0
     assert Path(tree, "rltk", FILE).read_text() == SOURCE  # the mutants were never written

@@ -98,7 +98,9 @@ def test_a_micro_batch_of_padding_has_a_gradient_of_zero():
     batch = batch_of([[2.0, 2.0]], mask=torch.zeros(1, 2))
     objective = build_objective("grpo", correction=build_correction("sparse"))
     assert torch.equal(gradient(objective, batch, Totals(10, 2, 5)), torch.zeros(1, 2).double())
-    assert build_correction("sparse")(batch)[0].isfinite().all()
+    assert torch.equal(build_correction("sparse")(batch)[0], torch.ones(1, 2).double())
+    one_token = batch_of([[1.2, 9.0]], mask=torch.tensor([[1, 0]]))
+    assert build_correction("sparse")(one_token)[0][0, 0].item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("denominator", ["all", "kept"])

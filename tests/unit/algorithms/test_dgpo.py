@@ -31,7 +31,8 @@ def test_it_is_grpo_with_the_weighted_advantage(options):
     batch = properties.filled_batch(0, ratio=0.3)
     shared = replace(batch, advantage=weights(batch, **options) * batch.advantage[:, None])
     for dual in (None, 1.2):
-        dgpo, grpo = build_objective("dgpo", dual_clip=dual, **options), build_objective("grpo", dual_clip=dual)
+        clip = {"clip_low": 0.15, "clip_high": 0.25, "dual_clip": dual}
+        dgpo, grpo = build_objective("dgpo", **clip, **options), build_objective("grpo", **clip)
         loss, metrics = dgpo.loss(batch)
         expected, theirs = grpo.loss(shared)
         torch.testing.assert_close(loss, expected)
