@@ -83,21 +83,25 @@ def problem_of(verdict: Verdict, reasons: dict[str, str]) -> str:
     """What is wrong with a verdict, '' if nothing is."""
     mutant = verdict.mutant
     place = f"{mutant.file}:{mutant.line}"
+    if verdict.outcome == "timeout":
+        return f"TIMEOUT {place} {mutant.kind}: {mutant.name}: whether a test sees it is not known"
     if verdict.outcome == "survived" and mutant.name not in reasons:
         return f"SURVIVED {place} {mutant.kind}: {mutant.name}"
     if verdict.outcome != "survived" and mutant.name in reasons:
-        return f"NOT EQUIVALENT {place} {mutant.name}: {verdict.test or verdict.outcome} sees it"
+        return f"NOT EQUIVALENT {place} {mutant.name}: {verdict.test} sees it"
     return ""
 
 
 def table_of_counts(verdicts: list[Verdict], reasons: dict[str, str]) -> str:
-    """By file and by kind: mutants, killed, equivalent, survived."""
+    """By file and by kind: mutants, killed, equivalent, survived (or timed out)."""
     columns = {"mutants": Counter(), "killed": Counter(), "equivalent": Counter(), "survived": Counter()}
     for verdict in verdicts:
-        survived = "equivalent" if verdict.mutant.name in reasons else "survived"
+        column = "killed" if verdict.outcome == "killed" else "survived"
+        if verdict.outcome == "survived" and verdict.mutant.name in reasons:
+            column = "equivalent"
         for key in (verdict.mutant.module, f"kind {verdict.mutant.kind}", "all"):
             columns["mutants"][key] += 1
-            columns[survived if verdict.outcome == "survived" else "killed"][key] += 1
+            columns[column][key] += 1
     names = sorted(columns["mutants"], key=lambda name: (name == "all", name.startswith("kind "), name))
     head = " " * 26 + "".join(f"{title:>11}" for title in columns)
     return "\n".join([head, *(f"{name:26}" + "".join(f"{c[name]:11}" for c in columns.values()) for name in names)])

@@ -26,7 +26,7 @@ LIMIT = 180.0  # seconds for one mutant; its tests take 1 to 3 on a free core
 @dataclass(frozen=True)
 class Verdict:
     mutant: Mutant
-    outcome: str  # killed, survived or timeout, which the tests' own time limit would turn into a failure
+    outcome: str  # killed, survived or timeout
     test: str  # the first that failed
 
 
