@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.__main__ import ROOT, gather, mutants_of, report
-from tests.mutants.check import copy_of, judge
+from tests.mutants.check import Verdict, copy_of, judge
 from tests.mutants.chosen import TABLES, chosen
 from tests.mutants.operators import systematic
 from tests.mutants.targets import files, suites_of
@@ -65,6 +65,12 @@ def test_a_mutant_that_no_test_sees_or_a_wrong_excuse_fails_the_check(tree, caps
     assert reasons == {"toy:mean a + b -> a - b": "a guess", "toy:other words": "a guess"}
     assert report(found, reasons) == 1
     assert "NOT EQUIVALENT algorithms/toy.py:5 toy:mean a + b -> a - b: tests/test_toy.py" in capsys.readouterr().out
+
+
+def test_a_mutant_that_ran_out_of_time_is_neither_killed_nor_excused(capsys):
+    (mutant,) = chosen(FILE, SOURCE, TABLE)[:1]
+    assert report([Verdict(mutant, "timeout", "")], {mutant.name: "whatever"}) == 1
+    assert "TIMEOUT algorithms/toy.py:5 sign: toy:the difference" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
