@@ -2,7 +2,7 @@
 
 From a filled `TokenBatch` to the gradient on `new`, `prepare` included, next to grpo in the same run: time and peak
 memory as ratios (at most 1.5). Repeats go round robin over the objectives, so that a busy machine slows all alike; the
-ratio is of medians. On a GPU if there is one. What the learner supplies first is measured by its second table.
+ratio is of medians. On a GPU if there is one; on a CPU each measurement is a process of its own.
 """
 
 from __future__ import annotations

@@ -92,13 +92,17 @@ def test_it_reports_the_tokens_and_sequences_it_touched():
     assert metrics["correction/weight"].item() == pytest.approx((2 + torch.tensor(0.1).exp().item() + 5) / 7)
 
 
-class DropFirstToken(Correction):
-    """Keeps everything but the first token, and counts only what it keeps as a sequence's length."""
+class LeaveOutFirstToken(Correction):
+    """Keeps everything but the first token, which still counts in a sequence's length."""
 
     def __call__(self, batch):
         kept = torch.ones_like(batch.mask)
         kept[:, 0] = False
         return torch.ones_like(batch.old), kept
+
+
+class DropFirstToken(LeaveOutFirstToken):
+    """Counts only what it keeps as a sequence's length."""
 
     def counted(self, batch, kept):
         return batch.mask & kept
@@ -113,6 +117,7 @@ def test_a_dropped_token_leaves_the_loss_but_not_the_totals():
     assert of["seq-mean-token-sum"].loss(batch)[0].item() == pytest.approx(-3.0)
     assert of["seq-mean-token-mean"].loss(batch)[0].item() == pytest.approx(-1.0)  # by its own count
     assert of["token-mean"].loss(batch)[1]["correction/tokens"].item() == pytest.approx(1 / 4)
+    assert build_objective("grpo", correction=LeaveOutFirstToken()).loss(batch)[0].item() == pytest.approx(-3 / 4)
     assert gradient(of["token-mean"], batch)[0, 0] == 0
     after_a_prompt = replace(batch, mask=torch.tensor([[0, 1, 1, 1]]))  # what it drops was no sampled token
     assert of["token-mean"].loss(after_a_prompt)[1]["correction/sequences"] == 0
