@@ -104,4 +104,5 @@ def _deviations(margin: Tensor, advantage: Tensor, reduce: Reduce) -> Tensor:
     powers = torch.stack([torch.ones_like(margin), margin, margin**2], dim=1).double()
     count, total, square = reduce(of_side @ powers).T
     deviation = (square / count - (total / count) ** 2).clamp(min=TINY).sqrt()  # nan for a side without tokens
-    return torch.where(advantage < 0, deviation[1], deviation[0]).to(margin.dtype)
+    of_token = torch.where(advantage < 0, deviation[1], deviation[0])
+    return torch.where(advantage == 0, 1.0, of_token).to(margin.dtype)  # on neither side: any finite number

@@ -9,6 +9,7 @@ no stale bytecode is ever taken for it. `module` None: the tests run on the tree
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.machinery
 import importlib.util
@@ -119,6 +120,7 @@ def main() -> None:
         settings = hypothesis.settings
         settings.register_profile("mutants", database=None, derandomize=True, deadline=None, phases=phases)
         settings.load_profile("mutants")
+    gc.freeze()  # what is loaded stays: no fork has to walk through it
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
 

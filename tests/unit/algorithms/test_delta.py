@@ -112,6 +112,20 @@ def test_one_side_alone_is_measured_against_the_origin():
         torch.testing.assert_close(weights(build_objective("delta"), one_sided), oracle(one_sided))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_one_side_beside_tokens_without_advantage(sign):
+    """No deviation of the empty side reaches a token that is on neither."""
+    batch = batch_of(16)
+    plain = replace(batch, advantage=sign * torch.tensor([1.0, 2.0, 0.5, 1.5, 1.0, 0.7]).double())
+    mixed = replace(plain, advantage=plain.advantage * torch.tensor([1, 0, 1, 1, 0, 1]))
+    found = build_objective("delta").prepare(mixed).advantage
+    rows = batch.mask & (mixed.advantage != 0)[:, None]
+    alone = build_objective("delta").prepare(replace(mixed, mask=rows)).advantage
+    ratio = found[rows] / alone[rows]
+    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))  # alike but for the mean weight
+    assert found.isfinite().all() and (found[batch.mask & ~rows] == 0).all()
+
+
 def test_margins_without_spread_are_measured_by_the_floor():
     """One token a side: both margins are (2x)^2 = 1e-4, and their deviation counts as sqrt(1e-8)."""
     x = 0.005 / (1 - math.exp(-1))
