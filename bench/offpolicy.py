@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rltk.files import write_json
+from rltk.files import without_nan, write_json
 from rltk.lab.arm import Arm, Settings
 
 METHODS = ("grpo", "gspo", "cispo", "minpro", "ctpo", "dgpo", "fapo")
@@ -91,15 +91,6 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def finite(value: Any) -> Any:
-    """The same figures with None for what is not a number: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def run_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Every cell in a process of its own, `parallel` at a time; figures by table, then cell."""
     waiting = [(t, s, m) for t in arguments.table for m in reversed(arguments.minibatches) for s in arguments.staleness]
@@ -150,7 +141,6 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--cells", type=Path, default=None)
-    parser.add_argument("--hardware", default="")
     parser.add_argument("--cell", nargs=3, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -158,16 +148,14 @@ def main() -> int:
     if arguments.cell:
         table, staleness, minibatches = arguments.cell[0], *map(int, arguments.cell[1:])
         found = run_cell(table, staleness, minibatches, arguments.seeds, settings)
-        write_json(cell_file(arguments.cells, table, staleness, minibatches), finite(found))
+        write_json(cell_file(arguments.cells, table, staleness, minibatches), without_nan(found))
         return 0
-    import tempfile
-
     from bench.offpolicy_report import report
 
     with tempfile.TemporaryDirectory() as folder:
         tables = run_all(arguments, arguments.cells or Path(folder))
     command = f"python -m bench.offpolicy {' '.join(sys.argv[1:])}".strip()
-    report(tables, settings, command, arguments.hardware or _gpu(), arguments.out)
+    report(tables, settings, command, _gpu(), arguments.out)
     cells = len(arguments.table) * len(arguments.staleness) * len(arguments.minibatches)
     return 0 if sum(len(cells) for cells in tables.values()) == cells else 1
 

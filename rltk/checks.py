@@ -23,11 +23,11 @@ from rltk.value_checks import get, value_problems
 PROBE_TOKENS = 1  # the probe scores a sequence by sampling one token more
 
 
-def check(config: Config, training: bool = True) -> list[str]:
+def check(config: Config, training: bool = True, writes: bool = True) -> list[str]:
     """Warnings, for a run that can start; ConfigError with every problem, for one that cannot.
 
     `config` has been through `resolve_model`. `training=False` leaves out what only training needs: batch arithmetic,
-    the learner, untruncated sampling, the run folder.
+    the learner, untruncated sampling, the run folder. `writes=False`: no run folder will be made.
     """
     problems = [
         *value_problems(config),
@@ -37,7 +37,8 @@ def check(config: Config, training: bool = True) -> list[str]:
         *_tracker(config),
     ]
     if training:
-        problems += [*_batch(config), *_ratio(config), *_precision(config), *_sampling(config), *_run_folder(config)]
+        problems += [*_batch(config), *_ratio(config), *_precision(config), *_sampling(config)]
+        problems += _run_folder(config) if writes else []
     if not problems:  # the model's files and the numbers are sound enough to be reckoned with
         problems += _sizes(config)
     if len(problems) == 1:

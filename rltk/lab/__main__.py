@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from rltk.compose import load
 from rltk.config import Config
 from rltk.convert import convert
 from rltk.errors import ConfigError
-from rltk.files import write_json
+from rltk.files import without_nan, write_json
 from rltk.model_folder import resolve_model
 from rltk.tasks import build_task
+from rltk.value_checks import get
 
 USAGE = """usage: python -m rltk.lab [algorithm=ctpo] [<key>=<value> ...] [lab.<dial>=<value> ...]
 
@@ -26,7 +28,7 @@ Trains in one process: no Ray, no vLLM, no DeepSpeed. The keys are those of `pyt
 correction, ratio, batch, learner.lr, steps, evaluation ...), with a smaller batch: 16 prompts x 8 samples, 25 steps.
 
   lab.staleness=0    weight versions between the sampler and the learner
-  lab.seeds=[0]      runs side by side, one a seed
+  lab.seeds=null     a list of seeds, as in [0,1,2]: a run each, side by side (null: one, with seed=)
   lab.kv_bits=16     bits that the sampler's KV cache keeps; under 16 it samples from a quantised cache
   lab.noise_every=0  measure the gradient's noise every so many steps: |gA - gB|^2 / |gA + gB|^2 of a minibatch's halves
   lab.model=null     a model folder of the same architecture (null: what model= says)
@@ -34,13 +36,17 @@ correction, ratio, batch, learner.lr, steps, evaluation ...), with a smaller bat
   lab.out=null       a file for every step's figures (JSON)
 
 Prints a line a step and, last, one JSON line."""
+KNOWN = {
+    "learner.schedule": "constant", "learner.warmup_steps": 0, "learner.dtype": "float32", "rollout.dtype": "float32",
+    "reward.path": None, "debug.permute_rewards": False, "pipeline.max_staleness": 0,
+}  # fmt: skip
 DEFAULTS = ("batch.prompts=16", "steps=25", "evaluation.every=0", "evaluation.problems=64")
 
 
 @dataclass(frozen=True)
 class Dials:
     staleness: int = 0
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=list)  # empty: the configuration's own
     kv_bits: int = 16
     noise_every: int = 0
     model: str | None = None
@@ -59,7 +65,10 @@ def main(argv: list[str]) -> int:
         *([f"model={dials.model}"] if dials.model else []),
     ]
     config = resolve_model(load(argv))
-    check(config, training=False)
+    for warning in check(config, writes=False):
+        print(f"rltk: warning: {warning}", file=sys.stderr)
+    _refuse_unknown(config)
+    dials = replace(dials, seeds=dials.seeds or [config.seed])
     started = time.perf_counter()
     rows = _run(config, dials)
     figures: dict[str, Any] = {
@@ -68,9 +77,19 @@ def main(argv: list[str]) -> int:
         "greedy": [row["greedy"] for row in rows[-1]], "flawed": [row["flawed"] for row in rows[-1]],
     }  # fmt: skip
     if dials.out:
-        write_json(Path(dials.out), {"command": f"python -m rltk.lab {' '.join(argv)}", **figures, "rows": rows})
-    print(json.dumps({"lab": config.algorithm.name, **figures}))
+        command = f"python -m rltk.lab {' '.join(argv)}"
+        write_json(Path(dials.out), without_nan({"command": command, **figures, "rows": rows}))
+    print(json.dumps(without_nan({"lab": config.algorithm.name, **figures})))
     return 0
+
+
+def _refuse_unknown(config: Config) -> None:
+    """What `rltk.train` would do and the lab would pass over in silence."""
+    for key, known in KNOWN.items():
+        if (value := get(config, key)) != known:
+            raise ConfigError(
+                f"{key} = {value!r}: the lab knows only {known!r}. Fix: leave it, or python -m rltk.train"
+            )
 
 
 def _dials(given: list[str]) -> Dials:
@@ -78,9 +97,9 @@ def _dials(given: list[str]) -> Dials:
     for argument in given:
         key, _, value = argument.partition("=")
         values[key] = yaml.safe_load(value)
-    seeds = values.pop("seeds", [0])
-    seeds = [seeds] if isinstance(seeds, int) else seeds
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+    seeds = values.pop("seeds", None)
+    seeds = [] if seeds is None else [seeds] if isinstance(seeds, int) else seeds
+    if not isinstance(seeds, list) or not all(type(s) is int for s in seeds):
         raise ConfigError(f"lab.seeds={seeds!r}: a list of whole numbers, as in lab.seeds=[0,1,2]")
     known = {f.name: f for f in fields(Dials) if f.name != "seeds"}
     dials = convert(Dials, {key: value for key, value in values.items() if key in known} or {}, "lab")
@@ -88,7 +107,7 @@ def _dials(given: list[str]) -> Dials:
         raise ConfigError(f"unknown key lab.{unknown[0]}. Keys there: {', '.join([*known, 'seeds'])}")
     if dials.staleness < 0 or not 2 <= dials.kv_bits <= 16 or dials.threads < 1 or dials.noise_every < 0:
         raise ConfigError(f"{dials}: staleness and noise_every are at least 0, kv_bits 2 to 16, threads at least 1")
-    return Dials(**{**vars(dials), "seeds": seeds})
+    return replace(dials, seeds=seeds)
 
 
 def _run(config: Config, dials: Dials) -> list[list[dict[str, Any]]]:

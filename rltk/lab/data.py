@@ -27,9 +27,14 @@ class Rolled:
     samples: Samples
     rewards: list[list[RewardRecord]]
 
-    def ragged(self, run: int, group_size: int) -> RaggedBatch:
-        """The batch of one run as the learner takes it; `group_size` neighbours share a prompt."""
+    def ragged(self, run: int, group_size: int, objective: Objective | None = None) -> RaggedBatch:
+        """The batch of one run as the learner takes it; `group_size` neighbours share a prompt.
+
+        In a group that the objective does not admit the rewards are unknown, so that it is left out.
+        """
         ids, mask, mu, rewards = [], [], [], self.rewards[run]
+        if objective is not None:
+            rewards = _admitted(objective, rewards, self.samples.length[run], group_size)
         for row, prompt in enumerate(self.prompts[run]):
             n = int(self.samples.length[run, row])
             ids += [prompt, self.samples.tokens[run, row, :n]]
@@ -80,7 +85,7 @@ def score(
     return scored
 
 
-def admitted(
+def _admitted(
     objective: Objective, rewards: list[RewardRecord], lengths: np.ndarray, group_size: int
 ) -> list[RewardRecord]:
     """The rewards, unknown in groups that the objective does not admit: the lab leaves them out and refills nothing."""

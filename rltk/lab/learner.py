@@ -22,6 +22,7 @@ from rltk.lab.model import Shape, Weights, causal, hidden_states, logits, select
 from rltk.lab.tables import Tables
 from rltk.learner.packing import RaggedBatch, minibatches
 from rltk.learner.scored import advantages
+from rltk.learner.step import accumulate
 
 REFERENCE = OF_REFERENCE | {"ref"}  # fields that need the frozen model
 
@@ -149,7 +150,7 @@ class StackLearner:
                         mine = {name: value[run - runs.start, :count] for name, value in figures.items()}
                         loss, logged = self._loss(run, shards[run].select(part), mine, totals[run])
                         losses.append(loss)
-                        add(found[run], logged)
+                        accumulate(found[run], logged)
                 if losses:
                     torch.stack(losses).sum().backward()
             if noise and not snapshot:
@@ -222,15 +223,6 @@ class StackLearner:
                 figures |= {"grad_norm": norm[run]} | ({"gradient/noise": noise[run]} if noise is not None else {})
         for run in (~finite).nonzero()[:, 0].tolist():
             self.broken[run] = self.broken[run] or self.steps
-
-
-def add(sums: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Shares of one step's figures add up; `_max` ones take the larger."""
-    for name, value in found.items():
-        if name not in sums:
-            sums[name] = value
-        else:
-            sums[name] = torch.maximum(sums[name], value) if name.endswith("_max") else sums[name] + value
 
 
 def _grad(weight: Tensor) -> Tensor:

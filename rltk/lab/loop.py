@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rltk.lab.arm import Arm, Settings
-from rltk.lab.data import Problems, Rolled, admitted, score
+from rltk.lab.data import Problems, Rolled, score
 from rltk.lab.learner import StackLearner
 from rltk.lab.model import Weights, load
 from rltk.lab.sampler import Sampler
@@ -26,7 +26,7 @@ class Lab:
 
     def __init__(self, task: Task, arms: Sequence[Arm], settings: Settings, prompt: int, response: int) -> None:
         """`prompt`, `response`: the longest allowed, in tokens."""
-        self.task, self.arms, self.settings, self.response = task, list(arms), settings, response
+        self.task, self.arms, self.settings = task, list(arms), settings
         self.tokenizer = load_tokenizer(settings.model)
         device = torch.device("cuda" if settings.device == "gpu" else "cpu")
         self.shape, self.weights = load(settings.model, len(self.arms), device)
@@ -59,7 +59,7 @@ class Lab:
         self.step += 1
         self.remember()
         rolled = self.roll()
-        batches = [rolled.ragged(run, self.settings.samples) for run in range(len(self.arms))]
+        batches = [rolled.ragged(run, self.settings.samples, o) for run, o in enumerate(self.learner.objectives)]
         seeds = [minibatch_seed(arm.seed, self.step) for arm in self.arms]
         every = self.settings.noise_every
         learned = self.learner.train(batches, seeds, bool(every) and self.step % every == 1 % every)
@@ -77,12 +77,7 @@ class Lab:
         drawn = [problems.take(self.settings.prompts, self.settings.samples) for problems in self.problems]
         records, prompts, seeds = ([d[i] for d in drawn] for i in range(3))
         samples = self.sampler(self._stale(), prompts, seeds, self.settings.temperature)
-        scored = score(self.task, self.tokenizer, records, samples)
-        rewards = [
-            admitted(objective, rewards, length, self.settings.samples)
-            for objective, rewards, length in zip(self.learner.objectives, scored, samples.length, strict=True)
-        ]
-        return Rolled(records, prompts, samples, rewards)
+        return Rolled(records, prompts, samples, score(self.task, self.tokenizer, records, samples))
 
     def _stale(self) -> Weights:
         """Each arm's weights as of `staleness` versions ago, or the first ones before there are as many."""
@@ -132,7 +127,7 @@ def _figures(rolled: Rolled, run: int) -> dict[str, float]:
     rewards = rolled.rewards[run]
     right = [r for r in rewards if r.correct]
     return {
-        "reward": float(np.mean([r.value for r in rewards if r.value is not None])),
+        "reward": float(np.mean([np.nan if r.value is None else r.value for r in rewards])),
         "accuracy/train": len(right) / len(rewards),
         "flawed/train": sum(bool(r.flawed) for r in right) / max(1, len(right)),
         "length": float(rolled.samples.length[run].mean()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ import torch
 import rltk
 from rltk.config import Task as TaskConfig
 from rltk.errors import ConfigError
-from rltk.lab.__main__ import _dials
+from rltk.files import without_nan
+from rltk.lab.__main__ import _dials, main
 from rltk.lab.arm import Arm, Settings
-from rltk.lab.loop import Lab
+from rltk.lab.loop import Lab, _figures
 from rltk.tasks import build_task
 
 TINY = str(Path(rltk.__file__).parent / "models" / "tiny")
@@ -90,7 +93,44 @@ def test_rows_and_dials():
     rows = list(made.run())
     assert [row[0]["step"] for row in rows] == [0, 1]
     assert 0 <= rows[1][0]["accuracy"] <= 1 and rows[0][0]["kl/start"] == pytest.approx(0, abs=1e-5)
-    assert _dials(["seeds=[0,1]", "staleness=4"]).seeds == [0, 1]
+    assert _dials(["seeds=[0,1]", "staleness=4"]).seeds == [0, 1] and _dials([]).seeds == []
     for wrong in (["stalenes=1"], ["seeds=x"], ["kv_bits=1"], ["staleness=-1"], ["threads=one"]):
         with pytest.raises(ConfigError):
             _dials(wrong)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("learner.schedule=cosine", "the lab knows only 'constant'"),
+        ("rollout.dtype=bfloat16", "rollout.dtype"),
+        ("reward=json:loads", "reward.path"),
+        ("rollout.top_p=0.9", "refused in training"),
+        ("algorithm.minibatches=5", "do not divide"),
+    ],
+)
+def test_what_the_lab_cannot_do_is_refused_by_name(argument, words):
+    with pytest.raises(ConfigError, match=words):
+        main([argument, "steps=1"])
+
+
+def test_a_group_that_is_not_admitted_teaches_nothing_and_is_still_counted():
+    made = lab(arm(algorithm="dapo", reference="old"), arm(reference="old"))
+    made.remember()
+    rolled = made.roll()
+    equal = [[replace(r, value=0.0, correct=False) for r in rewards] for rewards in rolled.rewards]
+    rolled = replace(rolled, rewards=equal)
+    left, kept = (rolled.ragged(run, 4, objective) for run, objective in enumerate(made.learner.objectives))
+    assert np.isnan(left.reward).all() and (kept.reward == 0).all()
+    before = {name: value.detach().clone() for name, value in made.weights.items()}
+    rows = made.learner.train([left, kept], [0, 0])
+    assert rows[0] == {} and rows[1]["loss"] == 0
+    assert all(torch.equal(value[0], before[name][0]) for name, value in made.weights.items())
+    assert _figures(rolled, 0)["reward"] == 0
+
+
+def test_figures_that_are_not_numbers_are_written_as_none():
+    assert without_nan({"a": [1.0, math.nan, {"b": math.inf}], "c": "nan"}) == {
+        "a": [1.0, None, {"b": None}],
+        "c": "nan",
+    }
