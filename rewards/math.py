@@ -7,15 +7,18 @@ import threading
 from functools import lru_cache
 from typing import Any
 
+import math_verify.grader
+import math_verify.parser
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from math_verify.errors import TimeoutException
 
 from rltk.errors import InfrastructureError
 from rltk.rewards.scorer import masked
+from rltk.rewards.time_limit import TimeLimitError, time_limit
 from rltk.trajectory import RewardRecord
 
-# math-verify's own limits, in whole seconds (SIGALRM). Together below the usual deadline of a sample, 10 s, as a number
-# crunched inside C code is deaf to them and is ended only with its process.
+# Together below the usual deadline of a sample, 10 s, as a number crunched inside C code is deaf to them and is ended
+# only with its process. math-verify's own limits are off (so is its warning that they are): they interrupt only once.
+math_verify.parser.TIMEOUT_WARNING_SHOWN = math_verify.grader.TIMEOUT_WARNING_SHOWN = True
 PARSE_S = 3
 VERIFY_S = 3
 LONGEST_ANSWER = 500  # characters
@@ -44,7 +47,7 @@ def score_math(answer: str, text: str) -> RewardRecord:
     """1.0 if the final answer of `text` equals `answer`, else 0.0; None if `answer` itself cannot be parsed.
 
     The final answer is the last complete \\boxed{}, or else what follows the last "answer is". An answer that is
-    missing, unparsable, refused by the screen or slower than math-verify's time limits is wrong; `reason` says which.
+    missing, unparsable, refused by the screen or slower than the time limits is wrong; `reason` says which.
     `answer` may be an expression, or a solution that ends in \\boxed{...} or in "#### ...". A percent sign is ignored.
     Raises InfrastructureError off the main thread, where those time limits cannot work.
     """
@@ -62,10 +65,11 @@ def score_math(answer: str, text: str) -> RewardRecord:
         return RewardRecord(1.0, reason="equal text", correct=True)
     try:
         prediction = _parse(final, boxed is not None)
-        equal = verify(gold, prediction, timeout_seconds=VERIFY_S, raise_on_error=True)
+        with time_limit(VERIFY_S):
+            equal = verify(gold, prediction, timeout_seconds=None, raise_on_error=True)
     except _Unparsable as error:
         return _wrong(f"the answer {error}")
-    except TimeoutException:
+    except TimeLimitError:
         return _wrong(f"comparing the answer took over {VERIFY_S} s")
     except (Exception, MemoryError) as error:  # sympy raises anything; the reference was parsed, so it is the answer's
         return _wrong(f"comparing the answer raised {type(error).__name__}")
@@ -123,8 +127,9 @@ def _parse(final: str, boxed: bool) -> list[Any]:
         raise _Unparsable(problem)
     source, config = (f"\\boxed{{{final}}}", BOXED) if boxed else (f"The final answer is {final}", ANCHORED)
     try:
-        parsed = parse(source, config, fallback_mode="no_fallback", parsing_timeout=PARSE_S, raise_on_error=True)
-    except TimeoutException:
+        with time_limit(PARSE_S):
+            parsed = parse(source, config, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
+    except TimeLimitError:
         raise _Unparsable(f"took over {PARSE_S} s to parse") from None
     except (Exception, MemoryError) as error:  # antlr and sympy raise anything on malformed text
         raise _Unparsable(f"cannot be parsed ({type(error).__name__})") from None
