@@ -1,0 +1,1 @@
+"""Compressed KV caches inside stock vLLM: a plugin that neither forks nor patches it."""
