@@ -1,0 +1,41 @@
+"""How much a prompt's keys are attended to, in torch: serves the CPU engine, is the oracle of kernels/prompt_scores.py.
+
+One function for every policy, because the observing queries always are the *last* tokens of the keys' sequence:
+
+    snapkv (arXiv 2404.14469), longflow over budget: the prompt's last `window` queries over the prompt's keys
+    dapq (arXiv 2603.11564): the pseudo tokens' queries over the prompt's keys followed by the pseudo tokens' own; the
+        softmax runs over both, as in the forward that produced the queries; the caller cuts the pseudo columns off
+    h2o: every query of the prompt, reduce="sum", which is what decoding goes on adding to
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROWS = 256  # queries at a time: 16 384 keys x 256 queries x 16 heads are 268 MB in fp32
+
+
+def prompt_scores(query: Tensor, key: Tensor, scale: float, reduce: str = "mean") -> Tensor:
+    """Causal attention of the last W tokens over all T keys: [W, Hq, D], [T, Hkv, D] -> [Hkv, T] fp32.
+
+    Query w sees keys 0 .. T - W + w. reduce: mean or sum over the queries and over the query heads of a KV head.
+    Computes in fp32; in float64, which it then returns, if `query` is.
+    """
+    window, q_heads, _ = query.shape
+    length, kv_heads, _ = key.shape
+    if reduce not in ("mean", "sum"):
+        raise ValueError(f"reduce={reduce!r}; use mean or sum")
+    if window > length:
+        raise ValueError(f"{window} queries observe {length} keys; the queries are the last of the keys' tokens")
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    k = key.to(dtype).permute(1, 2, 0)  # [Hkv, D, T]
+    columns = torch.arange(length, device=key.device)
+    total = torch.zeros(kv_heads, length, dtype=dtype, device=key.device)
+    for start in range(0, window, ROWS):
+        rows = torch.arange(start, min(start + ROWS, window), device=key.device)
+        q = query[rows].to(dtype).unflatten(1, (kv_heads, -1)).transpose(0, 1)  # [Hkv, w, G, D]
+        logits = (q.flatten(1, 2) @ k).unflatten(1, (len(rows), -1)) * scale  # [Hkv, w, G, T]
+        unseen = columns > (length - window + rows)[:, None]
+        total += logits.masked_fill(unseen[:, None], -torch.inf).softmax(-1).sum((1, 2))
+    return total / (window * q_heads // kv_heads) if reduce == "mean" else total
