@@ -31,7 +31,8 @@ test-full: $(DEV_STAMP)  ## every test, the slow ones included
 mutants: $(DEV_STAMP)  ## break every formula in one place: does some test see it?
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-bench: $(STAMP)  ## the time ledger of the default run
+bench: $(STAMP)  ## what each objective costs; the time ledger of the default run (ARGS="..." are passed to it)
+	$(BIN)/python -m bench.objectives
 	$(BIN)/python -m bench.road $(ARGS)
 
 lint: $(DEV_STAMP)  ## ruff and pyright

@@ -15,21 +15,18 @@ Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum",
 AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 
 
-def aggregate(values: Tensor, counted: Tensor, totals: Totals, how: Aggregation) -> Tensor:
-    """This micro-batch's share of the step's loss, a scalar.
+def divisor(lengths: Tensor, totals: Totals, how: Aggregation) -> Tensor | int:
+    """What a token's loss is divided by: the sum of the quotients is the step's loss. `[B, 1]`, or one number for all.
 
-    values `[B, T]`, 0 where nothing is to be learned. counted `[B, T]` bool: the tokens that make up a sequence's
-    length (the original loss mask). `token-mean`: sum / global tokens. `seq-mean-token-mean`: mean over global
-    sequences of each one's token mean. `seq-mean-token-sum`: mean of token sums. `seq-mean-token-sum-norm`: that over
-    L_max (Dr.GRPO, 2503.20783). `token-sum`: the plain sum.
+    lengths `[B]` integers: tokens of each sequence (of the original loss mask). `token-mean`: sum / global tokens.
+    `seq-mean-token-mean`: mean over global sequences of each one's token mean. `seq-mean-token-sum`: mean of token
+    sums. `seq-mean-token-sum-norm`: that over L_max (Dr.GRPO, 2503.20783). `token-sum`: the plain sum.
     """
     if how == "token-sum":
-        return values.sum()
+        return 1
     if how == "token-mean":
-        return values.sum() / totals.tokens
-    sums = values.sum(dim=1)
+        return totals.tokens
+    sequences = totals.sequences
     if how == "seq-mean-token-mean":
-        sums = sums / counted.sum(dim=1).clamp(min=1)
-    elif how == "seq-mean-token-sum-norm":
-        sums = sums / totals.max_length
-    return sums.sum() / totals.sequences
+        return lengths[:, None].clamp(min=1) * sequences
+    return totals.max_length * sequences if how == "seq-mean-token-sum-norm" else sequences

@@ -10,12 +10,12 @@ whole KL penalty and are punished up to twice as much for rambling. A group with
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from rltk.algorithms.batch import TokenBatch
+from rltk.algorithms.clipping import clipped_loss
 from rltk.algorithms.grpo import GRPO
 from rltk.algorithms.options import option
 
@@ -31,30 +31,31 @@ class APO(GRPO):
     def needs(self) -> frozenset[str]:
         return super().needs | {"group_length"} | ({"pass_rate"} if self.beta > 0 and self.adaptive_kl else set())
 
-    def token_advantage(self, batch: TokenBatch) -> Tensor:
-        advantage, factor = batch.advantage, self._length_factor(batch)
-        factor = factor if advantage.ndim == 1 else factor[:, None]
-        shaped = torch.where(advantage < 0, advantage * factor, advantage)
-        return super().token_advantage(replace(batch, advantage=shaped))
-
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = super().token_loss(batch)
-        least = batch.advantage if batch.advantage.ndim == 1 else super().token_advantage(batch).amin(dim=1)
-        return loss, metrics | {"weight/length": torch.where(least < 0, self._length_factor(batch), 1.0)}
+        weight, ratio = self._length_weight(batch), self.ratio(batch)
+        advantage = weight * self.token_advantage(batch)
+        loss, metrics = clipped_loss(ratio, advantage, 1 - self.clip_low, 1 + self.clip_high, self.dual_clip)
+        return loss, metrics | {"weight/length": weight}
 
     def penalty(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        values, metrics = super().penalty(batch)
         if not self.adaptive_kl:
-            return values, metrics
-        assert batch.pass_rate is not None  # loss has checked `needs`
-        solved = batch.pass_rate[:, None]  # 1 - d
-        advantage = batch.advantage if batch.advantage.ndim == 2 else batch.advantage[:, None]
-        eased = (advantage > 0) & (solved > 0) & (solved < 1)
-        weight = torch.where(eased, -torch.expm1(-math.e * solved), 1.0)
-        return weight * values, metrics | {"weight/kl": weight.expand_as(values)}
+            return super().penalty(batch)
+        weight, estimate = self._kl_weight(batch), self.kl_to_reference(batch)
+        return self.beta * weight * estimate, {"kl/ref": estimate, "weight/kl": weight}
 
-    def _length_factor(self, batch: TokenBatch) -> Tensor:
-        """2 - growth^-excess `[B]`, in [1, 2): what a wrong answer of this length counts for."""
+    def _kl_weight(self, batch: TokenBatch) -> Tensor:
+        """1 - exp(-e k/n) where A > 0 and 0 < k/n < 1, else 1; `[B, 1]`, or `[B, T]` as the advantage."""
+        assert batch.pass_rate is not None  # loss has checked `needs`
+        solved = batch.pass_rate[:, None]
+        eased = self._advantage(batch) * solved * (1 - solved) > 0
+        return torch.where(eased, -torch.expm1(-math.e * solved), 1.0)
+
+    def _length_weight(self, batch: TokenBatch) -> Tensor:
+        """2 - growth^-excess, in [1, 2), where A < 0, else 1; `[B, 1]`, or `[B, T]` as the advantage."""
         assert batch.group_length is not None
-        excess = (batch.mask.sum(dim=1) - batch.group_length).clamp(min=0.0)
-        return 1 - torch.expm1(-excess * math.log(self.growth))
+        excess = (batch.masked_lengths - batch.group_length)[:, None].clamp(min=0.0)
+        return torch.where(self._advantage(batch) < 0, 1 - torch.expm1(-math.log(self.growth) * excess), 1.0)
+
+    def _advantage(self, batch: TokenBatch) -> Tensor:
+        """A as it was given: `[B, 1]`, or `[B, T]` where every token has its own."""
+        return batch.advantage[:, None] if batch.advantage.ndim == 1 else self.token_advantage(batch)

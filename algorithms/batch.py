@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ _CONSTANTS = ("old", "mu", "ref", "advantage")  # never differentiated
 class TokenBatch:
     """Padded `[B, T]` scalars of B whole sequences. Log-probs are of softmax(logits / T), float32 (tests: float64).
 
-    Values under mask 0 (prompt, tool output, padding) may be anything: no objective reads them. New fields are only
-    ever appended, None by default. Raises ValueError naming the field when shapes, dtypes or mask values do not fit.
+    Values under mask 0 (prompt, tool output, padding) may be anything: no objective reads them. `hidden` alone must be
+    finite there: it is too large to be copied without them. New fields are only ever appended, None by default. Raises
+    ValueError naming the field when shapes, dtypes or mask values do not fit.
     """
 
     new: Tensor  # [B, T] learner's log-probs now; the only field that carries gradient to the policy
@@ -67,6 +69,11 @@ class TokenBatch:
             return
         if value.shape != shape or value.dtype != self.new.dtype:
             raise ValueError(f"{name} is {_describe(value)}; it must be {self.new.dtype} of shape {list(shape)}")
+
+    @cached_property
+    def masked_lengths(self) -> Tensor:
+        """Sampled tokens of each sequence, int64 `[B]`."""
+        return self.mask.sum(dim=1)
 
     def select(self, rows: Tensor | slice) -> TokenBatch:
         """The same batch with only these sequences (an index, a bool mask `[B]` or a slice)."""

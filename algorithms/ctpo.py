@@ -59,20 +59,25 @@ class CTPO(Objective):
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         scale = self._window_scale()
-        width = scale * batch.mask.cumsum(dim=1).to(batch.new.dtype) ** self.position_power
-        low, high = -self.clip_low * width, self.clip_high * width
-        dual = None if self.dual_clip is None else (self.dual_clip * width).exp()
+        width = batch.mask.cumsum(dim=1, dtype=batch.new.dtype) ** self.position_power
+        high = scale * self.clip_high * width
+        log_rho = self._log_rho(batch, high)
+        low, high = (-scale * self.clip_low * width).exp(), high.exp()
+        dual = None if self.dual_clip is None else (scale * self.dual_clip * width).exp()
 
-        current = torch.where(batch.mask, batch.new, 0.0)
-        log_rho = self.log_ratio(batch).detach().cumsum(dim=1) + (current - current.detach())
-        # exp would overflow. The ceiling lies above the window; a token beyond it has no gradient, as in the release.
-        log_rho = log_rho.clamp(max=(high + 1.0).clamp(min=10.0, max=LOG_RHO_LIMIT))
-
-        loss, metrics = clipped_loss(log_rho.exp(), self.token_advantage(batch), low.exp(), high.exp(), dual)
+        loss, metrics = clipped_loss(log_rho.exp(), self.token_advantage(batch), low, high, dual)
         metrics |= {"log_rho/mean": log_rho, "log_rho/square": log_rho.detach() ** 2}
         if self.reference == "mu":
-            metrics |= {"window/scale": torch.full_like(log_rho, scale)}
+            metrics |= {"window/scale": width.new_full((len(width),), scale)}
         return loss, metrics
+
+    def _log_rho(self, batch: TokenBatch, high: Tensor) -> Tensor:
+        """log rho_t `[B, T]`, whose gradient flows through token t alone. high `[B, T]`: the window's upper edge."""
+        log_rho = self.log_ratio(batch).detach().cumsum(dim=1)
+        # exp would overflow. The ceiling lies above the window; a token beyond it has no gradient, as in the release.
+        ceiling = (high + 1.0).clamp(min=10.0, max=LOG_RHO_LIMIT)
+        current = torch.where(batch.mask & (log_rho <= ceiling), batch.new, 0.0)
+        return log_rho.clamp(max=ceiling) + (current - current.detach())
 
     def _window_scale(self) -> float:
         if self.reference == "old":

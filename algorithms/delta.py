@@ -16,6 +16,7 @@ the weights before the training step (the release: once for all of its minibatch
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -27,6 +28,7 @@ from rltk.algorithms.objective import Reduce
 from rltk.algorithms.options import option
 
 TINY = 1e-8  # of a sum of advantages or a variance of margins: less than this is none
+PART = 2**25  # numbers of half-precision hidden states that are made full at once: 128 MiB
 
 
 class DelTA(DAPO):
@@ -45,13 +47,16 @@ class DelTA(DAPO):
 
     @torch.no_grad()
     def prepare(self, shard: TokenBatch, reduce: Reduce | None = None, first: bool = True) -> TokenBatch:
-        """Weighs the advantages by w. A rank without sequences passes `hidden` of shape `[0, T, d]`."""
+        """Weighs the advantages by w. A rank without sequences passes `hidden` of shape `[0, T, d]`.
+
+        Raises ValueError without hidden states, and if one of them is not finite.
+        """
         shard = super().prepare(shard, reduce, first)
         if shard.hidden is None:
             raise ValueError(f"{self!r} needs hidden in the batch, but it is None")
         advantage = self.token_advantage(shard)
-        advantage[shard.mask] *= self._weights(shard, advantage[shard.mask], reduce or (lambda value: value))
-        return replace(shard, advantage=advantage, hidden=shard.hidden.new_zeros(*shard.hidden.shape[:2], 0))
+        weight = self._weights(shard, advantage, reduce or (lambda value: value))
+        return replace(shard, advantage=weight * advantage, hidden=shard.hidden.new_zeros(*shard.hidden.shape[:2], 0))
 
     def loss(self, batch: TokenBatch, totals: Totals | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         if batch.hidden is not None and batch.hidden.shape[2] > 0:
@@ -62,47 +67,85 @@ class DelTA(DAPO):
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().token_loss(batch)
-        return loss, metrics | {"weight/sd": torch.full_like(batch.old, self._spread)}
+        return loss, metrics | {"weight/sd": batch.old.new_full((len(batch.old),), self._spread)}
 
     def _weights(self, shard: TokenBatch, advantage: Tensor, reduce: Reduce) -> Tensor:
-        """w of each masked token, `[M]`, as `advantage` is."""
+        """w of each token, `[B, T]`; of no meaning where the mask is 0, as the advantage is 0 there."""
         assert shard.hidden is not None
-        vectors = shard.hidden[shard.mask].to(advantage.dtype) * (1 - shard.old[shard.mask].exp())[:, None]  # [M, d]
-        sides = torch.stack([advantage, -advantage]).clamp(min=0.0)  # [2, M]
+        vectors = _Vectors(shard.hidden, torch.where(shard.mask, -torch.expm1(shard.old), 0.0))
+        sides = torch.stack([advantage, -advantage], dim=1).clamp(min=0.0)  # [B, 2, T]
 
-        margin = _margins(vectors, _centroids(vectors, sides, reduce), advantage)
-        scale = _deviations(margin, advantage, reduce)
-        for _ in range(self.refinements):
+        side = advantage.sign()
+        margin = side * _margins(vectors, _centroids(vectors, sides, reduce))
+        scale = _deviations(margin, sides, reduce)
+        for refinement in range(self.refinements):
+            if refinement > 0:
+                scale = _deviations(margin, sides, reduce)
             belonging = torch.sigmoid(margin / scale)
-            scale = _deviations(margin, advantage, reduce)
-            margin = _margins(vectors, _centroids(vectors, sides * belonging, reduce), advantage)
+            margin = side * _margins(vectors, _centroids(vectors, sides * belonging[:, None], reduce))
 
         weight = self.weight_low + (self.weight_high - self.weight_low) * torch.sigmoid(margin / scale)
-        weight = torch.where(advantage == 0, self.weight_low, weight).double()
-        count, total = reduce(torch.stack([torch.ones_like(weight).sum(), weight.sum()]))
-        weight = weight / (total / count)
-        self._spread = float((reduce(((weight - 1) ** 2).sum()) / count).sqrt())
-        return weight.to(advantage.dtype)
+        weight = torch.where(advantage == 0, self.weight_low, weight)
+        sampled = torch.where(shard.mask, weight, 0.0).double()
+        sums = torch.stack([shard.masked_lengths.sum().double(), sampled.sum(), (sampled**2).sum()])
+        count, total, square = reduce(sums).tolist()
+        if not math.isfinite(total):
+            raise ValueError(f"{self!r}: hidden is not finite everywhere; it must be, where the mask is 0 too")
+        if not count:
+            return weight
+        mean = total / count
+        self._spread = math.sqrt(max(0.0, square / count - mean**2)) / mean
+        return weight / mean
 
 
-def _centroids(vectors: Tensor, counts: Tensor, reduce: Reduce) -> Tensor:
-    """Means of vectors `[M, d]` by the weights of either side, `[2, M]`, over all ranks: `[2, d]`."""
-    sums = reduce(torch.cat([counts @ vectors, counts.sum(dim=1, keepdim=True)], dim=1))
+class _Vectors:
+    """v_t = (1 - p_t) h_t of every token, not written out: the hidden states `[B, T, d]` are read where they lie.
+
+    Each call reads them once: with one refinement `prepare` does so four times, the fewest there can be, since each
+    centroid needs every margin and each margin both centroids. Half precision is made full a few sequences at a time.
+    """
+
+    def __init__(self, hidden: Tensor, unsure: Tensor) -> None:
+        """unsure `[B, T]`: 1 - p_t, 0 where the mask is 0; its dtype is the one computed in."""
+        self.hidden, self.unsure = hidden, unsure
+        rows = len(hidden) if hidden.dtype == unsure.dtype else PART // hidden.shape[1:].numel()
+        self.rows = max(1, rows)
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """sum_t counts_t v_t for each side, `[2, d]`; counts `[B, 2, T]`."""
+        parts = zip((counts * self.unsure[:, None]).split(self.rows), self._parts(), strict=True)
+        return torch.cat([torch.bmm(of_part, hidden) for of_part, hidden in parts]).sum(dim=0)
+
+    def along(self, direction: Tensor) -> Tensor:
+        """v_t . direction, `[B, T]`; direction `[d]`."""
+        return torch.cat([hidden @ direction for hidden in self._parts()]) * self.unsure
+
+    def _parts(self) -> Iterator[Tensor]:
+        return (part.to(self.unsure.dtype) for part in self.hidden.split(self.rows))
+
+
+def _centroids(vectors: _Vectors, counts: Tensor, reduce: Reduce) -> Tensor:
+    """Means of the vectors by the weights of either side, `[B, 2, T]`, over all ranks: `[2, d]`."""
+    sums = reduce(torch.cat([vectors.sum(counts), counts.sum(dim=(0, 2))[:, None]], dim=1))
     return sums[:, :-1] / sums[:, -1:].clamp(min=TINY)
 
 
-def _margins(vectors: Tensor, centroids: Tensor, advantage: Tensor) -> Tensor:
-    """|v - other|^2 - |v - own|^2 of each token `[M]`: the squares of v cancel."""
+def _margins(vectors: _Vectors, centroids: Tensor) -> Tensor:
+    """|v - wrong|^2 - |v - right|^2 of each token `[B, T]`: the squares of v cancel."""
     right, wrong = centroids
-    margin = 2 * vectors @ (right - wrong) - (right @ right - wrong @ wrong)
-    return margin * advantage.sign()
+    apart = right - wrong
+    return vectors.along(2 * apart) - apart @ (right + wrong)
 
 
-def _deviations(margin: Tensor, advantage: Tensor, reduce: Reduce) -> Tensor:
-    """For each token `[M]` the standard deviation of the margins of its own side, over all ranks."""
-    of_side = torch.stack([advantage > 0, advantage < 0]).double()
-    powers = torch.stack([torch.ones_like(margin), margin, margin**2], dim=1).double()
-    count, total, square = reduce(of_side @ powers).T
-    deviation = (square / count - (total / count) ** 2).clamp(min=TINY).sqrt()  # nan for a side without tokens
-    of_token = torch.where(advantage < 0, deviation[1], deviation[0])
-    return torch.where(advantage == 0, 1.0, of_token).to(margin.dtype)  # on neither side: any finite number
+def _deviations(margin: Tensor, sides: Tensor, reduce: Reduce) -> Tensor:
+    """For each token `[B, T]` the standard deviation of the margins of its own side, over all ranks."""
+    of_side = (sides > 0).double()
+    powers = torch.stack([torch.ones_like(margin), margin, margin**2], dim=2).double()
+    right, wrong = (_deviation(*sums) for sums in reduce((of_side @ powers).sum(dim=0)).tolist())
+    return torch.where(sides[:, 1] > 0, margin.new_full((), wrong), right)
+
+
+def _deviation(count: float, total: float, square: float) -> float:
+    """From the sums of margins; of a side without tokens, any number."""
+    variance = square / count - (total / count) ** 2 if count else 1.0
+    return math.sqrt(max(variance, TINY))

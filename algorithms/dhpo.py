@@ -42,7 +42,7 @@ class DHPO(Objective):
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         advantage, log_ratio = self.token_advantage(batch), self.log_ratio(batch)
-        length = batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
+        length = batch.masked_lengths[:, None].clamp(min=1)
         s = (log_ratio.detach().sum(dim=1, keepdim=True) / length).exp()
 
         low, high = 1 - self.clip_low, 1 + self.clip_high
@@ -61,7 +61,7 @@ class DHPO(Objective):
     def _token_weight(self, batch: TokenBatch) -> Tensor:
         """w in [0, 1], one number or `[B, T]`, without gradient."""
         if self.mixing == "constant":
-            return batch.old.new_tensor(self.token_weight)
+            return batch.old.new_full((1, 1), self.token_weight)
         assert batch.entropy is not None  # loss has checked `needs`
         entropy = torch.where(batch.mask, batch.entropy.detach(), 0.0)
         if self.mixing == "entropy":

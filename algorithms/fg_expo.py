@@ -56,8 +56,9 @@ class FGExPO(GRPO):
         if self.beta > 0:
             if shard.pass_rate is None:
                 raise ValueError(f"{self!r} needs pass_rate in the batch, but it is None")
-            rates = shard.pass_rate[shard.mask.any(dim=1)].double()
-            sums = torch.stack([rates.sum(), rates.new_tensor(float(rates.numel()))])
+            counted = shard.mask.any(dim=1)
+            rates = torch.where(counted, shard.pass_rate, 0.0)
+            sums = torch.stack([rates, counted]).double().sum(dim=1)
             total, count = (sums if reduce is None else reduce(sums)).tolist()
             self._accuracy = total / max(count, 1.0)
         return shard
@@ -70,6 +71,6 @@ class FGExPO(GRPO):
     def penalty(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         if self._accuracy is None:
             raise ValueError("fg_expo: call prepare with the optimizer batch before the losses of its micro-batches")
-        values, metrics = super().penalty(batch)
-        scale = (math.tanh(self._accuracy) + 1) / 2
-        return scale * values, metrics | {"kl/beta": torch.full_like(values, self.beta * scale)}
+        beta = self.beta * (math.tanh(self._accuracy) + 1) / 2
+        estimate = self.kl_to_reference(batch)
+        return beta * estimate, {"kl/ref": estimate, "kl/beta": estimate.new_full((len(estimate),), beta)}

@@ -30,7 +30,7 @@ class GSPO(Objective):
     default_minibatches = 4
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        length = batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
+        length = batch.masked_lengths[:, None].clamp(min=1)
         log_s = self.log_ratio(batch).detach().sum(dim=1, keepdim=True) / length
         current = torch.where(batch.mask, batch.new, 0.0)
         flow = current - current.detach()  # zero; carries the gradient

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rltk.algorithms.batch import TokenBatch
-from rltk.algorithms.kl import LOG_RATIO_LIMIT
+from rltk.algorithms.kl import masked_log_ratio
 from rltk.algorithms.objective import Objective
 from rltk.algorithms.options import option
 
@@ -36,8 +36,7 @@ class MiniRL(Objective):
         too_low = (advantage < 0) & (ratio < 1 - self.clip_low)
 
         new = torch.where(batch.mask, batch.new, 0.0)
-        against_mu = torch.where(batch.mask, batch.new.detach() - batch.mu, 0.0)
-        weight = against_mu.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+        weight = masked_log_ratio(batch.mask, batch.new.detach(), batch.mu).exp()
         truncated = torch.zeros_like(too_high) if self.cap is None else weight > self.cap
         weight = weight.clamp(max=self.cap or torch.inf)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from rltk.algorithms.advantages import group_advantages
-from rltk.algorithms.aggregation import AGGREGATIONS, Aggregation, aggregate
+from rltk.algorithms.aggregation import AGGREGATIONS, Aggregation, divisor
 from rltk.algorithms.batch import TokenBatch, Totals
 from rltk.algorithms.corrections.correction import Correction
 from rltk.algorithms.corrections.none import NoCorrection
-from rltk.algorithms.kl import LOG_RATIO_LIMIT, KLEstimator, kl_estimate
+from rltk.algorithms.kl import KLEstimator, kl_estimate, masked_log_ratio
 from rltk.algorithms.options import Configurable, option
 from rltk.algorithms.prompts import PromptSampler
 
@@ -122,7 +122,7 @@ class Objective(Configurable):
     def log_ratio(self, batch: TokenBatch) -> Tensor:
         """l_t = new - old (or new - mu), `[B, T]`, clamped to +-20, 0 where the mask is 0."""
         reference = batch.mu if self.reference == "mu" else batch.old
-        return torch.where(batch.mask, batch.new - reference, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        return masked_log_ratio(batch.mask, batch.new, reference)
 
     def ratio(self, batch: TokenBatch) -> Tensor:
         """r_t = exp(l_t), `[B, T]`, 1 where the mask is 0."""
@@ -137,11 +137,14 @@ class Objective(Configurable):
         """The method: the loss of each token `[B, T]`, finite under mask 0, and what to log, each `[B, T]` or `[B]`."""
         raise NotImplementedError(f"{type(self).__name__} has no loss: write token_loss(batch)")
 
-    def penalty(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """beta times the KL estimate to the reference `[B, T]`, and what to log. Called only if beta > 0."""
+    def kl_to_reference(self, batch: TokenBatch) -> Tensor:
+        """Estimate of the KL to the reference at each token, `[B, T]`, 0 where the mask is 0."""
         assert batch.ref is not None  # loss has checked `needs`
-        log_ratio = torch.where(batch.mask, batch.new - batch.ref, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        estimate = kl_estimate(log_ratio, self.kl)
+        return kl_estimate(masked_log_ratio(batch.mask, batch.new, batch.ref), self.kl)
+
+    def penalty(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """beta times the KL to the reference `[B, T]`, and what to log. Called only if beta > 0."""
+        estimate = self.kl_to_reference(batch)
         return self.beta * estimate, {"kl/ref": estimate}
 
     # -- the loss ----------------------------------------------------------------------------------------------------
@@ -159,15 +162,17 @@ class Objective(Configurable):
         self._check(batch, totals)
         weight, kept = self.correction(batch)
         values, logged = self.token_loss(batch)
-        values = torch.where(batch.mask & kept, values * weight.detach(), 0.0)
-        loss = aggregate(values, self.correction.counted(batch, kept), totals, self.aggregation)
+        values = torch.where(kept, values * weight.detach(), 0.0)
         logged = logged | self._ratio_metrics(batch) | self._correction_metrics(batch, weight, kept)
+        by, lengths = divisor(batch.masked_lengths, totals, self.aggregation), self.correction.lengths(batch, kept)
+        if lengths is not batch.masked_lengths:
+            values = values * (by / divisor(lengths, totals, self.aggregation))
         if self.beta > 0:
-            # Not weighted by the correction: it restrains the policy, it does not estimate the return.
+            # Of every token, not weighted by the correction: it restrains the policy, it does not estimate the return.
             penalty, of_penalty = self.penalty(batch)
-            penalty = torch.where(batch.mask, penalty, 0.0)
-            loss = loss + aggregate(penalty, batch.mask, totals, self.aggregation)
+            values = values + penalty
             logged = logged | of_penalty
+        loss = (torch.where(batch.mask, values, 0.0).sum(dim=1, keepdim=True) / by).sum()
         return loss, {name: _share(name, value.detach(), batch.mask, totals) for name, value in logged.items()}
 
     def _check(self, batch: TokenBatch, totals: Totals) -> None:

@@ -39,4 +39,4 @@ def overlong_metrics(batch: TokenBatch, max_length: int, buffer: int) -> dict[st
     """`overlong/penalty` `[B]`, so that a run shows what its lengths cost; nothing where the penalty is off."""
     if not overlong_on(max_length, buffer):
         return {}
-    return {"overlong/penalty": overlong_penalty(batch.mask.sum(dim=1), max_length, buffer).to(batch.new.dtype)}
+    return {"overlong/penalty": overlong_penalty(batch.masked_lengths, max_length, buffer).to(batch.new.dtype)}

@@ -1,25 +1,25 @@
-"""`python -m bench.objectives [--sequences 512] [--tokens 4096] [--repeats 5]`: what each objective costs.
+"""`python -m bench.objectives [--sequences 512] [--tokens 4096] [--repeats 21]`: what each objective costs.
 
 From a filled `TokenBatch` to the gradient on `new`, `prepare` included, next to grpo in the same run: time and peak
-memory as ratios (at most 1.5). Repeats go round robin over the objectives, so that a busy machine slows all alike; the
-ratio is of medians. On a GPU if there is one; on a CPU each measurement is a process of its own.
+memory as ratios (at most 1.5). On a GPU also the number of kernels and their own time: what is left of the time where
+the host runs ahead of the GPU, as it does after a model's forward pass. Then, apart, what the learner spends on the
+fields that objectives ask for. On a GPU if there is one; else smaller, on one CPU thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import statistics
 import sys
-import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.cost import Work, costs, kernels
+from bench.supply import SMALL, SMOLLM2, frozen_mib, supply
 from rltk.algorithms import Objective, TokenBatch, Totals, build_objective
 from rltk.algorithms.registry import available
 from rltk.files import write_json
@@ -58,84 +58,78 @@ def gradient(objective: Objective, batch: TokenBatch, totals: Totals) -> torch.T
     return new.grad
 
 
-def once(objective: Objective, batch: TokenBatch, totals: Totals) -> tuple[float, int]:
-    """Seconds, and bytes at the peak over what was there before."""
-    if batch.new.is_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before, start = torch.cuda.memory_allocated(), time.perf_counter()
-        gradient(objective, batch, totals)
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
-    return _forked(objective, batch, totals)
+def objectives(batch: TokenBatch, repeats: int) -> dict[str, dict[str, float]]:
+    """{name: {"ms", "mib", "time", "memory"}}, the last two over grpo's; on a GPU "kernels", "kernel_ms" and its ratio
+    "kernel_time" too."""
+    device = batch.new.device
+    built = {name: build_objective(name) for name in available("rltk.algorithms", Objective)}
+    # One tensor for the one objective that reads it: no other is charged for it.
+    hidden = torch.randn(*batch.new.shape, WIDTH, device=device)
+    totals = Totals.of(batch.mask)
 
+    def work(objective: Objective) -> Work:
+        full = replace(batch, hidden=hidden) if "hidden" in objective.needs else batch
+        return lambda: gradient(objective, full, totals)
 
-def _forked(objective: Objective, batch: TokenBatch, totals: Totals) -> tuple[float, int]:
-    """In a child of its own, whose peak resident memory is read from the kernel: torch keeps no count on a CPU."""
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        gradient(objective, batch.select(slice(0, 8)), Totals.of(batch.mask[:8]))  # whatever is made once
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
-        before, start = _memory("VmRSS"), time.perf_counter()
-        gradient(objective, batch, totals)
-        seconds = time.perf_counter() - start
-        os.write(write, json.dumps([seconds, _memory("VmHWM") - before]).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    if not text:
-        raise RuntimeError(f"{objective!r} died in its child process")
-    seconds, peak = json.loads(text)
-    return seconds, peak
-
-
-def _memory(field: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) * 1024
+    works = {name: work(objective) for name, objective in built.items()}
+    measured = costs(works, device, repeats)
+    figures = {name: {"ms": 1e3 * seconds, "mib": peak / 2**20} for name, (seconds, peak) in measured.items()}
+    if device.type == "cuda":
+        for name, row in figures.items():
+            row["kernels"], seconds = kernels(works[name])
+            row["kernel_ms"] = 1e3 * seconds
+    base = dict(figures["grpo"])
+    for row in figures.values():
+        row |= {"time": row["ms"] / base["ms"], "memory": row["mib"] / base["mib"]}
+        if "kernel_ms" in row:
+            row["kernel_time"] = row["kernel_ms"] / base["kernel_ms"]
+    return figures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.objectives", description=__doc__)
-    parser.add_argument("--sequences", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--repeats", type=int, default=5)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--sequences", type=int, default=512 if on_gpu else 128)
+    parser.add_argument("--tokens", type=int, default=4096 if on_gpu else 1024)
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--supply-repeats", type=int, default=3, help="0: leave out what the learner supplies")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu else "cpu")
     batch = filled(arguments.sequences, arguments.tokens, device)
-    totals = Totals.of(batch.mask)
-    objectives = {name: build_objective(name) for name in available("rltk.algorithms", Objective)}
-    rows: dict[str, list[tuple[float, int]]] = {name: [] for name in objectives}
-    for _ in range(arguments.repeats):
-        for name, objective in objectives.items():
-            full = batch
-            if "hidden" in objective.needs:
-                full = replace(batch, hidden=torch.randn(*batch.new.shape, WIDTH, device=device))
-            rows[name].append(once(objective, full, totals))
-    figures: dict[str, Any] = {}
-    base = _median(rows["grpo"])
-    print(f"{'objective':14}{'ms':>8}{'MiB':>8}{'time/grpo':>12}{'memory/grpo':>12}")
-    for name, values in rows.items():
-        seconds, peak = _median(values)
-        figures[name] = {"ms": 1e3 * seconds, "mib": peak / 2**20, "time": seconds / base[0], "memory": peak / base[1]}
-        print(f"{name:14}" + "".join(f"{v:>{w}.{d}f}" for v, w, d in zip(figures[name].values(), (8, 8, 12, 12),
-              (1, 0, 2, 2), strict=True)))  # fmt: skip
+    figures = objectives(batch, arguments.repeats)
+    _print(figures, ("ms", "mib", "time", "memory", *(["kernels", "kernel_ms", "kernel_time"] if on_gpu else [])))
     over = [name for name, row in figures.items() if max(row["time"], row["memory"]) > LIMIT]
     print(f"over {LIMIT} x grpo: {', '.join(over) or 'none'}")
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, 1 thread"
-    line = {"bench": "objectives", "hardware": hardware, "versions": versions(),
-            "command": f"python -m bench.objectives {' '.join(sys.argv[1:])}".strip(), "figures": figures}  # fmt: skip
+    hardware = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, 1 thread"
+    line: dict[str, Any] = {
+        "bench": "objectives", "hardware": hardware, "versions": versions(),
+        "command": f"python -m bench.objectives {' '.join(sys.argv[1:])}".strip(),
+        "sequences": arguments.sequences, "tokens": arguments.tokens, "hidden": WIDTH, "figures": figures,
+    }  # fmt: skip
+    if arguments.supply_repeats:
+        shape = SMOLLM2 if on_gpu else SMALL
+        lengths = batch.masked_lengths.tolist()
+        del batch
+        found = supply(lengths, shape, device, arguments.supply_repeats)
+        print(f"supplied by the learner, {sum(lengths)} sampled tokens, {shape.name}: {shape.width} hidden, "
+              f"{shape.vocabulary} vocabulary, {shape.dtype}; a field is what it adds to the pass")  # fmt: skip
+        _print(found, ("ms", "mib"))
+        weights = frozen_mib(shape)
+        print(f"a reference also holds its weights: {weights:.0f} MiB")
+        line["supply"] = {"shape": asdict(shape), "sampled": sum(lengths), "reference_mib": weights, "figures": found}
     if arguments.out:
         write_json(arguments.out, line)
     print(json.dumps(line))
     return 0
 
 
-def _median(values: list[tuple[float, int]]) -> tuple[float, float]:
-    return statistics.median(s for s, _ in values), statistics.median(p for _, p in values)
+def _print(rows: dict[str, dict[str, float]], columns: tuple[str, ...]) -> None:
+    digits = {"mib": 0, "kernels": 0, "time": 2, "memory": 2, "kernel_time": 2}
+    print(f"{'':14}" + "".join(f"{column:>13}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:14}" + "".join(f"{row[column]:>13.{digits.get(column, 1)}f}" for column in columns))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from rltk.algorithms.batch import TokenBatch
-from rltk.algorithms.kl import LOG_RATIO_LIMIT
+from rltk.algorithms.kl import masked_log_ratio
 from rltk.algorithms.options import Configurable
 
 
@@ -36,11 +35,11 @@ class Correction(Configurable):
         """Figures of its own to log, each `[B, T]` or `[B]`, added up as `Objective.loss` says."""
         return {}
 
-    def counted(self, batch: TokenBatch, kept: Tensor) -> Tensor:
-        """bool `[B, T]`: tokens that make up a sequence's length in the `seq-mean-token-mean` aggregation."""
-        return batch.mask
+    def lengths(self, batch: TokenBatch, kept: Tensor) -> Tensor:
+        """`[B]`: how many tokens each sequence counts for in the `seq-mean-token-mean` aggregation."""
+        return batch.masked_lengths
 
     @staticmethod
     def log_ratio(batch: TokenBatch) -> Tensor:
         """old - mu, `[B, T]`, clamped to +-20, 0 where the mask is 0: learner against sampler at the same weights."""
-        return torch.where(batch.mask, batch.old - batch.mu, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        return masked_log_ratio(batch.mask, batch.old, batch.mu)

@@ -46,8 +46,8 @@ class Sparse(Correction):
     def prepare(self, shard: TokenBatch, reduce: Callable[[Tensor], Tensor]) -> None:
         self._mean = self._of(shard, reduce)
 
-    def counted(self, batch: TokenBatch, kept: Tensor) -> Tensor:
-        return batch.mask & kept if self.denominator == "kept" else batch.mask
+    def lengths(self, batch: TokenBatch, kept: Tensor) -> Tensor:
+        return (batch.mask & kept).sum(dim=1) if self.denominator == "kept" else batch.masked_lengths
 
     def _of(self, batch: TokenBatch, reduce: Callable[[Tensor], Tensor]) -> Tensor:
         truncated = self.log_ratio(batch).exp().clamp(max=self.high)[batch.mask].double()

@@ -85,19 +85,20 @@ def random_batch(seed: int, rows: int = 6, length: int = 7, spread: float = 0.3,
 
 
 def with_needs(batch: TokenBatch, seed: int = 0, width: int = 4) -> TokenBatch:
-    """Every optional field filled as a learner and a driver would, with NaN under mask 0. `width`: of `hidden`."""
+    """Every optional field filled as a learner and a driver would, with NaN under mask 0. `width`: of `hidden`, which
+    must be finite everywhere and is 99 there."""
     g = torch.Generator().manual_seed(seed + 2000)
 
     def rand(*more: int) -> Tensor:
         return torch.rand(*batch.mask.shape, *more, generator=g, dtype=torch.float64)
 
     tokens = {"ref": batch.mu + 0.2 * rand(), "entropy": rand(), "hellinger": rand(), "forward_kl": rand()}
-    tokens["hidden"] = 4 * rand(width) - 2
-    outside = {name: ~batch.mask if value.ndim == 2 else ~batch.mask[..., None] for name, value in tokens.items()}
+    hidden = (4 * rand(width) - 2).masked_fill(~batch.mask[..., None], 99.0)
     rates = torch.tensor([0.5, 0.0, 0.75, 1.0]).double()[batch.group % 4]  # of the whole group, so alike within one
     return replace(
         batch,
-        **{name: value.masked_fill(outside[name], torch.nan) for name, value in tokens.items()},
+        **{name: value.masked_fill(~batch.mask, torch.nan) for name, value in tokens.items()},
+        hidden=hidden,
         reward=(batch.advantage > 0).double(),
         pass_rate=rates,
         group_length=torch.where(rates > 0, 2.0 + rates, torch.inf),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltk.algorithms import Totals, build_correction, build_objective
-from rltk.algorithms.aggregation import AGGREGATIONS, aggregate
+from rltk.algorithms.aggregation import AGGREGATIONS, divisor
 from tests.unit.algorithms.tables import gradient, random_batch
 
 
@@ -25,7 +25,8 @@ def test_definitions():
     }
     assert set(expected) == set(AGGREGATIONS)
     for how, value in expected.items():
-        assert aggregate(values, counted, totals, how).item() == pytest.approx(value), how
+        loss = (values / divisor(counted.sum(dim=1), totals, how)).sum()
+        assert loss.item() == pytest.approx(value), how
 
 
 @given(

@@ -24,6 +24,12 @@ def penalties(objective, batch):
     return torch.where(batch.mask, values, 0.0)
 
 
+def advantages(batch, growth=1.00001):
+    """The method's own A_t `[B, T]`, read off the gradient of new = old: minus the advantage of each token."""
+    objective = build_objective("apo", growth=growth, beta=0.0, aggregation="token-sum")
+    return -gradient(objective, replace(batch, old=batch.new, mu=batch.new))
+
+
 @pytest.mark.parametrize(
     ("advantage", "pass_rate", "weight"),
     [
@@ -64,8 +70,7 @@ def test_the_penalty_scales_with_beta_and_enters_the_loss():
 def test_wrong_answers_longer_than_the_right_ones_count_for_more(growth):
     lengths = [2.0, 4.5, math.inf, 1.0, 100.0, 0.0]
     batch = batch_of(2, advantage=[-1.0, -0.5, -1.0, 0.5, -1.0, -3.0], group_length=lengths)
-    objective = build_objective("apo", growth=growth)
-    shaped = objective.token_advantage(batch)
+    shaped = advantages(batch, growth)
     for row in range(ROWS):
         excess = batch.mask[row].sum().item() - lengths[row]
         advantage = batch.advantage[row].item()
@@ -74,9 +79,6 @@ def test_wrong_answers_longer_than_the_right_ones_count_for_more(growth):
         expected = batch.mask[row].double() * factor * advantage
         torch.testing.assert_close(shaped[row], expected, rtol=1e-12, atol=0)
     assert batch.mask[0].sum() > 2 and batch.mask[5].sum() > 0  # some are longer
-    on_policy = replace(batch, old=batch.new, mu=batch.new)
-    objective = build_objective("apo", growth=growth, beta=0.0, aggregation="token-sum")
-    torch.testing.assert_close(gradient(objective, on_policy), -shaped)
 
 
 def test_the_length_is_that_of_sampled_tokens():
@@ -86,7 +88,7 @@ def test_the_length_is_that_of_sampled_tokens():
         batch_of(3, advantage=[-1.0] * ROWS, group_length=[2.0] * ROWS),
         mask=mask, new=torch.zeros(6, 7).double(), old=torch.zeros(6, 7).double(), mu=torch.zeros(6, 7).double(),
     )  # fmt: skip
-    shaped = build_objective("apo", growth=2.0).token_advantage(batch)
+    shaped = advantages(batch, growth=2.0)
     assert shaped[0].tolist() == [-1.5, 0, 0, 0, 0, -1.5, -1.5]  # 3 tokens, 1 more than 2
 
 
@@ -95,25 +97,29 @@ def test_an_advantage_for_each_token_is_its_own():
     signs = torch.where(torch.arange(7) % 2 == 0, 1.0, -1.0).double().expand(6, 7)
     mixed = replace(batch, advantage=torch.where(batch.mask, signs, torch.nan))
     objective = build_objective("apo", growth=1.5, beta=0.3)
-    values, shaped = penalties(objective, mixed), objective.token_advantage(mixed)
+    values, shaped = penalties(objective, mixed), advantages(mixed, growth=1.5)
     for sign, columns in ((1.0, slice(0, 7, 2)), (-1.0, slice(1, 7, 2))):
         alone = replace(batch, advantage=torch.full((6,), sign).double())
-        torch.testing.assert_close(shaped[:, columns], objective.token_advantage(alone)[:, columns])
+        torch.testing.assert_close(shaped[:, columns], advantages(alone, growth=1.5)[:, columns])
         torch.testing.assert_close(values[:, columns], penalties(objective, alone)[:, columns])
-    wrong = (batch.mask & (signs < 0)).any(dim=1)
-    factors = torch.where(wrong, 2 - 1.5 ** -(batch.mask.sum(dim=1) - 1.0), 1.0)
-    assert objective.loss(mixed)[1]["weight/length"].item() == pytest.approx(factors.mean().item())
+    factors = torch.where(signs < 0, 2 - 1.5 ** -(batch.mask.sum(dim=1, keepdim=True) - 1.0), 1.0)
+    mean = factors[batch.mask].mean().item()
+    assert objective.loss(mixed)[1]["weight/length"].item() == pytest.approx(mean)
 
 
 def test_the_weights_are_reported():
     batch = batch_of(4, advantage=[-1.0, 1.0, -1.0, 1.0, 0.0, -1.0], group_length=[1.0] * ROWS)
     metrics = build_objective("apo", growth=1.5).loss(batch)[1]
-    factors = [2 - 1.5 ** -(batch.mask[row].sum().item() - 1) if row in (0, 2, 5) else 1.0 for row in range(ROWS)]
-    assert metrics["weight/length"].item() == pytest.approx(sum(factors) / ROWS)
+    lengths = batch.mask.sum(dim=1).tolist()
+    factors = [2 - 1.5 ** -(n - 1) if row in (0, 2, 5) else 1.0 for row, n in enumerate(lengths)]
+    mean = sum(n * factor for n, factor in zip(lengths, factors, strict=True)) / sum(lengths)  # over tokens
+    assert metrics["weight/length"].item() == pytest.approx(mean)
 
 
 def test_without_its_two_changes_it_is_grpo():
     batch = batch_of(5)
+    batch = replace(batch, new=batch.old + 4 * (batch.new - batch.old))  # some ratios beyond either bound
+    assert ((batch.new - batch.old)[batch.mask].exp() - 1).abs().max() > 0.5
     plain = build_objective("apo", adaptive_kl=False, growth=1.0, beta=0.1)
     torch.testing.assert_close(gradient(plain, batch), gradient(build_objective("grpo", beta=0.1), batch))
 
@@ -122,7 +128,7 @@ def test_what_holds_for_every_objective():
     options = {"growth": 1.3, "beta": 0.3}
     batch = with_needs(properties.filled_batch(6, padding=True), 6)
     objective = build_objective("apo", **options)
-    properties.check_on_policy(build_objective("apo", growth=1.3, beta=0.0), batch, objective.token_advantage(batch))
+    properties.check_on_policy(build_objective("apo", growth=1.3, beta=0.0), batch, advantages(batch, growth=1.3))
     batch = replace(batch, hidden=None)
     properties.check_masked_tokens(objective, batch)
     properties.check_order(objective, batch)

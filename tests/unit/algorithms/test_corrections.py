@@ -104,8 +104,8 @@ class LeaveOutFirstToken(Correction):
 class DropFirstToken(LeaveOutFirstToken):
     """Counts only what it keeps as a sequence's length."""
 
-    def counted(self, batch, kept):
-        return batch.mask & kept
+    def lengths(self, batch, kept):
+        return (batch.mask & kept).sum(dim=1)
 
 
 def test_a_dropped_token_leaves_the_loss_but_not_the_totals():
@@ -121,6 +121,15 @@ def test_a_dropped_token_leaves_the_loss_but_not_the_totals():
     assert gradient(of["token-mean"], batch)[0, 0] == 0
     after_a_prompt = replace(batch, mask=torch.tensor([[0, 1, 1, 1]]))  # what it drops was no sampled token
     assert of["token-mean"].loss(after_a_prompt)[1]["correction/sequences"] == 0
+
+
+def test_the_penalty_keeps_every_token_of_a_sequence_that_counts_fewer():
+    batch = random_batch(9)
+    free, held = (build_objective("grpo", beta=beta, correction=DropFirstToken()) for beta in (0.0, 0.4))
+    log_ratio = torch.where(batch.mask, batch.new - batch.ref, 0.0)
+    of_rows = ((-log_ratio).exp() + log_ratio - 1).sum(dim=1) / batch.mask.sum(dim=1)
+    assert batch.mask[:, 0].any()  # what the correction drops
+    torch.testing.assert_close(held.loss(batch)[0] - free.loss(batch)[0], 0.4 * of_rows.mean())
 
 
 def test_none_reports_nothing():

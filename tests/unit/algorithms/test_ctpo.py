@@ -156,6 +156,8 @@ def test_log_rho_is_bounded_above_the_window_and_then_has_no_gradient():
     objective = build_objective("ctpo", dual_clip=None, aggregation="token-sum")
     slopes = gradient(objective, batch)[0]
     assert slopes.tolist() == pytest.approx([math.exp(4), math.exp(8), 0.0, 0.0])
+    on_it = make_batch(old[:, :1] + 10.0, old[:, :1], torch.tensor([-1.0]).double())
+    assert gradient(objective, on_it).item() == pytest.approx(math.exp(10))
     assert objective.loss(batch)[0].item() == pytest.approx(math.exp(4) + math.exp(8) + 2 * math.exp(10))
     wide = build_objective("ctpo", dual_clip=None, clip_high=8.0, aggregation="token-sum")  # ceiling 8 sqrt(p) + 1 >= 9
     assert (gradient(wide, batch)[0, :3] > 0).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from rltk.algorithms import TokenBatch, Totals, build_correction, build_objective
+from rltk.algorithms import TokenBatch, Totals, build_correction, build_objective, delta
 from tests.unit.algorithms import properties
 from tests.unit.algorithms.tables import gradient, with_needs
 
@@ -57,8 +57,8 @@ def oracle(batch, refinements=1, low=0.8, high=1.2):
     margin = margins(*(mean_of(vectors, side) for side in counts))
     spread = spreads(margin)
     for _ in range(refinements):
-        share = shares(margin, spread)
         spread = spreads(margin)
+        share = shares(margin, spread)
         margin = margins(*(mean_of(vectors, [c * s for c, s in zip(side, share, strict=True)]) for side in counts))
     weight = [low if a == 0 else low + (high - low) * s for a, s in zip(advantage, shares(margin, spread), strict=True)]
     mean = sum(weight) / len(weight)
@@ -206,13 +206,13 @@ def test_order_and_equal_rewards():
 
 
 def test_masked_tokens_are_transparent():
-    """Without the tool tokens and padding between them, the sampled tokens weigh the same; what stands there is NaN."""
+    """Without the tool tokens and padding between them, the sampled tokens weigh the same, whatever stands there."""
     batch = batch_of(10, padding=True)
     lengths = batch.mask.sum(dim=1)
     packed_mask = torch.arange(8) < lengths[:, None]
 
     def pack(value):
-        packed = torch.full((6, 8, *value.shape[2:]), torch.nan).double()
+        packed = torch.full((6, 8, *value.shape[2:]), torch.nan if value.ndim == 2 else -50.0).double()
         packed[packed_mask] = value[batch.mask]
         return packed
 
@@ -272,6 +272,29 @@ def test_float32_and_half_precision_states():
         assert prepared.advantage.dtype == torch.float32
         found = (prepared.advantage / low.advantage[:, None])[batch.mask].double()
         torch.testing.assert_close(found, exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("part", "rows"), [(1, 1), (2 * 7 * 4, 2), (2**25, 6)])
+def test_half_precision_is_read_in_parts_and_full_precision_where_it_lies(monkeypatch, part, rows):
+    """The weights are those of the same states in full precision, whatever the parts."""
+    batch = batch_of(17)
+    states = batch.hidden.bfloat16()
+    monkeypatch.setattr(delta, "PART", part)
+    parts = list(delta._Vectors(states, batch.old)._parts())
+    assert [len(one) for one in parts] == [rows] * (6 // rows) and parts[0].dtype == torch.float64
+    (whole,) = delta._Vectors(batch.hidden, batch.old)._parts()
+    assert whole.data_ptr() == batch.hidden.data_ptr()
+    found = weights(build_objective("delta"), replace(batch, hidden=states))
+    torch.testing.assert_close(found, oracle(replace(batch, hidden=states.double())))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_states_that_are_not_finite_are_refused(value):
+    batch = batch_of(18)
+    hidden = torch.where(batch.mask[..., None], batch.hidden, value)
+    assert not batch.mask.all()
+    with pytest.raises(ValueError, match="hidden is not finite everywhere; it must be, where the mask is 0 too"):
+        build_objective("delta").prepare(replace(batch, hidden=hidden))
 
 
 def test_a_rank_without_sequences_and_a_step_of_padding():

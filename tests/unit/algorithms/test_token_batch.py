@@ -53,6 +53,12 @@ def test_select_takes_rows_of_every_field():
     assert batch.select(slice(0, 0)).new.shape == (0, 7)
 
 
+def test_the_lengths_count_sampled_tokens():
+    batch = random_batch(1)
+    assert batch.masked_lengths.tolist() == batch.mask.sum(dim=1).tolist() and not batch.mask.all()
+    assert batch.select(slice(2, 4)).masked_lengths.tolist() == batch.masked_lengths[2:4].tolist()
+
+
 def test_moving_keeps_values():
     batch = random_batch(1)
     assert isinstance(batch.to("cpu"), TokenBatch) and torch.equal(batch.to("cpu").advantage, batch.advantage)
