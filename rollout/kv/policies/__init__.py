@@ -1,0 +1,1 @@
+"""One file a policy; `kv=<file name>` picks it."""
