@@ -16,6 +16,9 @@ from rltk.trajectory import Trajectory
 
 QUANTILES = (5, 50, 95)
 LARGEST_LOG = 80.0  # for k3 alone: one token at a log-ratio beyond it would hide every other behind an infinity
+# Under it one token in twenty is off by more than a factor of 2, where IcePop and Sparse-RL begin to drop tokens.
+TAIL_ALARM = 0.5
+ALARM_TOKENS = 100  # a 5th percentile of fewer stands on less than five tokens, and is no reason to ring
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,18 @@ def step_metrics(
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 
-def mismatch(differences: Sequence[np.ndarray]) -> dict[str, float]:
+def mismatch(differences: Sequence[np.ndarray], positions: int = 1000) -> dict[str, float]:
     """How far the sampler (mu) is from the learner at the same weights (old). `differences`: mu - old, arrays [n].
 
     mismatch/kl           KL(mu || old) a token by k3 of x = old - mu: mean of exp(x) - 1 - x, never negative
     mismatch/kl_k1        the same by k1: mean of mu - old; both are unbiased, so if they disagree the tail is heavy
     mismatch/kl_p05       5th percentile over tokens of mu - old: the tokens that the learner finds far likelier
     mismatch/tail_per_1k  tokens in a thousand with min(xi, 1/xi) < 0.5, xi = exp(old - mu)
-    mismatch/tail_p05/1-1000, ...  5th percentile of min(xi, 1/xi) in each thousand of positions: 1 is no mismatch.
+    mismatch/tail_p05/1-1000, ...  5th percentile of min(xi, 1/xi) in each `positions` positions: 1 is no mismatch.
                           Collapse under a compressed cache shows here first, long before the mean moves
+    mismatch/alarm        how many of these, of 100 tokens or more, are under TAIL_ALARM: 0 is no alarm
     mismatch/max          largest |mu - old|
+    mismatch/mean         mean |mu - old|
     """
     x = -_flat(differences)
     if not x.size:
@@ -85,12 +90,16 @@ def mismatch(differences: Sequence[np.ndarray]) -> dict[str, float]:
         "mismatch/kl_k1": float(np.mean(-x)),
         "mismatch/kl_p05": float(np.percentile(-x, 5)),
         "mismatch/tail_per_1k": float(1000 * np.mean(size > np.log(2.0))),
+        "mismatch/alarm": 0.0,
         "mismatch/max": float(size.max()),
+        "mismatch/mean": float(size.mean()),
     }
-    for start in range(0, max(len(row) for row in differences), 1000):
-        values = np.abs(_flat([row[start : start + 1000] for row in differences]))
+    for start in range(0, max(len(row) for row in differences), positions):
+        values = np.abs(_flat([row[start : start + positions] for row in differences]))
         if values.size:
-            metrics[f"mismatch/tail_p05/{start + 1}-{start + 1000}"] = float(np.exp(-np.percentile(values, 95)))
+            tail = float(np.exp(-np.percentile(values, 95)))
+            metrics[f"mismatch/tail_p05/{start + 1}-{start + positions}"] = tail
+            metrics["mismatch/alarm"] += values.size >= ALARM_TOKENS and tail < TAIL_ALARM
     return metrics
 
 

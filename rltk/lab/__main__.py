@@ -30,6 +30,7 @@ correction, ratio, batch, learner.lr, steps, evaluation ...), with a smaller bat
   lab.staleness=0    weight versions between the sampler and the learner
   lab.seeds=null     a list of seeds, as in [0,1,2]: a run each, side by side (null: one, with seed=)
   lab.kv_bits=16     bits that the sampler's KV cache keeps; under 16 it samples from a quantised cache
+                     (kv=longflow kv.budget=0.2 ... as in rltk.train: it samples from a compressed one)
   lab.noise_every=0  measure the gradient's noise every so many steps: |gA - gB|^2 / |gA + gB|^2 of a minibatch's halves
   lab.model=null     a model folder of the same architecture (null: what model= says)
   lab.threads=1      CPU threads
@@ -124,9 +125,9 @@ def _run(config: Config, dials: Dials) -> list[list[dict[str, Any]]]:
         model=config.model.path, steps=config.steps, minibatches=algorithm.minibatches, prompts=config.batch.prompts,
         samples=config.batch.samples, lr=learner.lr, beta1=learner.beta1, beta2=learner.beta2, eps=learner.eps,
         weight_decay=learner.weight_decay, max_grad_norm=learner.max_grad_norm,
-        temperature=config.rollout.temperature, kv_bits=dials.kv_bits, problems=config.evaluation.problems,
-        eval_samples=config.evaluation.samples, evaluate_every=config.evaluation.every, noise_every=dials.noise_every,
-        device=device,
+        temperature=config.rollout.temperature, kv=config.kv, kv_bits=dials.kv_bits,
+        problems=config.evaluation.problems, eval_samples=config.evaluation.samples,
+        evaluate_every=config.evaluation.every, noise_every=dials.noise_every, device=device,
     )  # fmt: skip
     arms = [
         Arm(
@@ -166,6 +167,7 @@ def line(rows: list[dict[str, Any]]) -> str:
         "grad_norm",
         "clip/share",
         "kl/sampler",
+        "mismatch/tail_per_1k",
     )
     return f"{rows[0]['step']:4}  " + "  ".join(text for text in map(mean, names) if text)
 

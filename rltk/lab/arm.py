@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rltk.algorithms import Objective, build_correction, build_objective
+from rltk.rollout.kv.options import KVOptions
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Settings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     temperature: float = 1.0
+    kv: KVOptions = field(default_factory=KVOptions)  # what the sampler's cache keeps
     kv_bits: int = 16  # of the sampler's cache: 16 exact, under it quantised
     problems: int = 64  # held out
     eval_samples: int = 4

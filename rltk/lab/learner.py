@@ -23,7 +23,10 @@ from rltk.lab.tables import Tables
 from rltk.learner.packing import RaggedBatch, minibatches
 from rltk.learner.scored import advantages
 from rltk.learner.step import accumulate
+from rltk.metrics import mismatch
 
+POSITIONS = 100  # of which the mismatch's tail is told apart
+VETO = 1e-4  # a sequence with a token of xi = old / mu under it is what correction=sparse drops as a whole
 REFERENCE = OF_REFERENCE | {"ref"}  # fields that need the frozen model
 
 
@@ -59,6 +62,7 @@ class StackLearner:
             for number in range(max(map(len, parts)))
         ]
         self._before(tables, steps)
+        gaps = [self._mismatch(tables, run) for run in range(len(batches))]
         if wanted := self.of_prepare & self.needs:
             tables.fields.update(self._figures(tables, wanted))
         sums: list[list[dict[str, Tensor]]] = [[] for _ in batches]
@@ -67,7 +71,7 @@ class StackLearner:
             for run, found in enumerate(self._optimize(tables, rows, totals, number == 0, noise)):
                 if found:
                     sums[run].append(found)
-        return _means(sums)
+        return [gap | means for gap, means in zip(gaps, _means(sums), strict=True)]
 
     def distance(self, batches: Sequence[RaggedBatch]) -> list[float]:
         """KL(policy || starting weights) in nats a token, estimated on each run's own fresh samples."""
@@ -92,6 +96,19 @@ class StackLearner:
                 at = torch.from_numpy(index).to(self.device)
                 run, place = (at >= 0).nonzero(as_tuple=True)
                 tables.fields["old"][run + runs.start, at[run, place], : found.shape[2]] = found[run, place]
+
+    def _mismatch(self, tables: Tables, run: int) -> dict[str, float]:
+        """Sampler against learner before the step, of the rows that `_before` has seen (rltk.metrics.mismatch).
+
+        `mismatch/unsupported`: share of the sequences with a token that the learner finds at least 1 / VETO times
+        rarer than the sampler.
+        """
+        mask, old, mu = (tables.fields[name][run].cpu() for name in ("mask", "old", "mu"))
+        rows = [(m - o)[t].numpy() for t, o, m in zip(mask, old, mu, strict=True) if t.any() and o[t].isfinite().all()]
+        if not rows:
+            return {}
+        unsupported = np.mean([float(row.max()) > -math.log(VETO) for row in rows])
+        return {**mismatch(rows, POSITIONS), "mismatch/unsupported": float(unsupported)}
 
     def _passes(self, tables: Tables, index: np.ndarray) -> list[tuple[slice, np.ndarray]]:
         """(runs, their rows of `index`), each small enough for one pass."""

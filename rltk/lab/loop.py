@@ -34,13 +34,13 @@ class Lab:
         self.problems = [Problems(task, self.tokenizer, arm.seed) for arm in self.arms]
         stop = stop_ids(self.tokenizer, settings.model)
 
-        def sampler(rows: int, kv_bits: int) -> Sampler:
-            return Sampler(self.shape, self.weights, rows, prompt, response, stop, kv_bits)
+        def sampler(rows: int, **cache: Any) -> Sampler:
+            return Sampler(self.shape, self.weights, rows, prompt, response, stop, **cache)
 
-        self.sampler = sampler(settings.prompts * settings.samples, settings.kv_bits)
+        self.sampler = sampler(settings.prompts * settings.samples, kv_bits=settings.kv_bits, kv=settings.kv)
         self.held_out = task.held_out(settings.problems)
-        self.judge = sampler(len(self.held_out) * settings.eval_samples, 16)
-        self.greedy = sampler(len(self.held_out), 16)
+        self.judge = sampler(len(self.held_out) * settings.eval_samples)
+        self.greedy = sampler(len(self.held_out))
         self.history: deque[Weights] = deque(maxlen=1 + max(arm.staleness for arm in self.arms))
         self.step = 0
 
@@ -91,7 +91,7 @@ class Lab:
         return mixed
 
     def evaluate(self) -> list[dict[str, Any]]:
-        """Held-out figures of every arm, by its own samples and greedily; the sampler's noise is off."""
+        """Held-out figures of every arm, by its own samples and greedily; with a full cache."""
         n, runs = self.settings.eval_samples, len(self.arms)
         prompts = [render_prompt(self.tokenizer, record.messages) for record in self.held_out]
         records = [r for r in self.held_out for _ in range(n)]

@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rltk.lab.cache import build_cache
 from rltk.lab.model import Shape, Weights, causal, hidden_states, logits
+from rltk.rollout.kv.options import KVOptions
 
+FULL = KVOptions()
 CHECK = 8  # decode steps between two looks at whether everybody is done
 
 
@@ -32,20 +35,20 @@ class Samples:
 class Sampler:
     """For `rows` prompts a run of at most `prompt` tokens, `response` tokens at most. The weights are copied in.
 
-    `kv_bits` under 16: keys and values are read as if stored with that many bits (symmetric, one scale a token and
-    head), so that what is sampled, and its log-prob, is that of a quantised cache.
+    `kv` and `kv_bits` say what the cache keeps (rltk.lab.cache): what is sampled, and its log-prob, is that of a model
+    with a compressed or quantised cache.
     """
 
     def __init__(
-        self, shape: Shape, weights: Weights, rows: int, prompt: int, response: int, stop: Sequence[int], kv_bits: int
-    ) -> None:
-        self.shape, self.rows, self.prompt, self.response, self.kv_bits = shape, rows, prompt, response, kv_bits
+        self, shape: Shape, weights: Weights, rows: int, prompt: int, response: int, stop: Sequence[int],
+        kv_bits: int = 16, kv: KVOptions = FULL,
+    ) -> None:  # fmt: skip
+        self.shape, self.rows, self.prompt, self.response = shape, rows, prompt, response
         self.weights = {name: value.detach().clone() for name, value in weights.items()}
         first = next(iter(self.weights.values()))
         self.runs, self.device = first.shape[0], first.device
         self.stop = torch.tensor(list(stop), device=self.device)
-        size = (shape.layers, 2, self.runs * rows, shape.kv_heads, prompt + response, shape.head_dim)
-        self.cache = torch.zeros(size, device=self.device)
+        self.cache = build_cache(kv, kv_bits, shape, self.runs * rows, prompt, response, self.device)
         self.token = torch.zeros(self.runs, rows, dtype=torch.long, device=self.device)
         self.position = torch.zeros_like(self.token)  # of `token` in its sequence
         self.done = torch.zeros(self.runs, rows, dtype=torch.bool, device=self.device)
@@ -74,8 +77,9 @@ class Sampler:
             self.chance[run] = torch.rand(self.rows, self.response, generator=generator, device=self.device)
         self.temperature.fill_(temperature)
         self.greedy.fill_(greedy)
-        for state in (self.done, self.step, self.tokens, self.logprobs, self.cache):
+        for state in (self.done, self.step, self.tokens, self.logprobs):
             state.zero_()
+        self.cache.reset()
         self._choose(self._prefill(prompts))
         for turn in range(1, self.response):
             self._decode()
@@ -94,16 +98,19 @@ class Sampler:
             prompt = prompts[run][row]
             ids[run, row, : len(prompt)], length[run, row] = prompt, len(prompt)
         attend, places = causal(self.rows), torch.arange(self.prompt, device=self.device)
+        tokens = torch.from_numpy(length).to(self.device)
 
         def store(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            for number, x in enumerate((k, v)):
-                rows = x.reshape(self.runs * self.rows, self.prompt, *x.shape[2:]).transpose(1, 2)
-                self.cache[layer, number, :, :, : self.prompt] = quantised(rows, self.kv_bits)
+            def split(x: Tensor) -> Tensor:  # [S, heads, P, h]
+                return x.reshape(self.runs * self.rows, self.prompt, *x.shape[2:]).transpose(1, 2)
+
+            grouped = split(q).unflatten(1, (self.shape.kv_heads, -1))
+            self.cache.fill(layer, grouped, split(k), split(v), tokens.flatten())
             return attend(layer, q, k, v)
 
         flat = torch.from_numpy(ids).to(self.device).reshape(self.runs, -1)
         hidden = hidden_states(self.shape, self.weights, flat, places.repeat(self.runs, self.rows), store)
-        last = torch.from_numpy(length).to(self.device) - 1
+        last = tokens - 1
         self.position.copy_(last)
         hidden = hidden.unflatten(1, (self.rows, self.prompt))
         return hidden.gather(2, last[..., None, None].expand(-1, -1, 1, hidden.shape[-1]))[:, :, 0]
@@ -131,18 +138,10 @@ class Sampler:
         self._choose(hidden)
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        sequences, shape = self.runs * self.rows, self.shape
-        place = self.position.reshape(-1, 1, 1, 1)
-        for number, x in enumerate((k, v)):
-            rows = quantised(x.reshape(sequences, shape.kv_heads, 1, shape.head_dim), self.kv_bits)
-            self.cache[layer, number].scatter_(2, place.expand_as(rows), rows)
-        keys, values = self.cache[layer]
         # The query heads that share a key head are the rows of one product.
-        q = q.reshape(sequences, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_dim)
-        score = q @ keys.mT * shape.head_dim**-0.5
-        seen = torch.arange(keys.shape[2], device=self.device) <= place
-        weight = score.masked_fill(~seen, -torch.inf).softmax(-1)
-        return (weight @ values).reshape(self.runs, self.rows, shape.heads, shape.head_dim)
+        shape = (self.runs * self.rows, self.shape.kv_heads, -1, self.shape.head_dim)
+        grouped, key, value = q.reshape(shape), k.reshape(shape), v.reshape(shape)
+        return self.cache.attend(layer, grouped, key, value, self.position.flatten() + 1).reshape(q.shape)
 
     def _choose(self, hidden: Tensor) -> None:
         """Sample the next token from hidden states [R, B, d]; whoever is done gets nothing more."""
@@ -158,12 +157,3 @@ class Sampler:
         self.token.copy_(token)
         self.done |= torch.isin(token, self.stop)
         self.step += 1
-
-
-def quantised(x: Tensor, bits: int) -> Tensor:
-    """x [..., h] as read back from `bits`-bit storage; 16: as it is."""
-    if bits >= 16:
-        return x
-    top = 2 ** (bits - 1) - 1
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-8) / top
-    return (x / scale).round() * scale

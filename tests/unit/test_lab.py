@@ -17,15 +17,16 @@ from rltk.files import without_nan
 from rltk.lab.__main__ import _dials, main
 from rltk.lab.arm import Arm, Settings
 from rltk.lab.loop import Lab, _figures
+from rltk.rollout.kv.options import KVOptions
 from rltk.tasks import build_task
 
 TINY = str(Path(rltk.__file__).parent / "models" / "tiny")
 
 
-def lab(*arms, **changed):
+def lab(*arms, response=12, **changed):
     base = {"prompts": 2, "samples": 4, "minibatches": 2, "problems": 1, "eval_samples": 1, "lr": 1e-3, "steps": 2}
     torch.set_num_threads(1)
-    return Lab(build_task(TaskConfig()), arms, Settings(TINY, **(base | changed)), 40, 12)
+    return Lab(build_task(TaskConfig()), arms, Settings(TINY, **(base | changed)), 40, response)
 
 
 def arm(name="a", **other):
@@ -50,6 +51,16 @@ def test_a_stale_sampler_is_off_policy_and_a_fresh_one_is_not():
         rows = made.train_step()
     fresh, stale = (row["log_ratio/square"] for row in rows)
     assert fresh < 1e-9 < 1e-5 < stale
+
+
+def test_the_mismatch_of_a_compressed_cache_is_told_and_a_full_one_has_none():
+    full = lab(arm(reference="old")).train_step()[0]
+    rows = lab(arm(reference="old"), arm(), response=48, kv=KVOptions("longflow", 41.0)).train_step()
+    assert full["mismatch/max"] < 1e-4 and full["mismatch/unsupported"] == 0
+    assert full["mismatch/tail_p05/1-100"] == pytest.approx(1, abs=1e-4)
+    for row in rows:  # with reference=mu of the first minibatch's sequences alone
+        assert row["mismatch/max"] > 1e-3 and row["mismatch/tail_per_1k"] >= 0
+    assert rows[0]["mismatch/max"] >= rows[1]["mismatch/max"] - 1e-6
 
 
 def test_a_run_is_the_same_alone_and_beside_others():

@@ -10,8 +10,9 @@ import torch
 
 import rltk
 from rltk.errors import ConfigError
+from rltk.lab.cache import quantised
 from rltk.lab.model import Shape, causal, hidden_states, load, logits, select
-from rltk.lab.sampler import Sampler, quantised
+from rltk.lab.sampler import Sampler
 
 TINY = Path(rltk.__file__).parent / "models" / "tiny"
 CPU = torch.device("cpu")
