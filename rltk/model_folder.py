@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import rltk
+from rltk import gguf
 from rltk.compose import groups
 from rltk.config import Config, Model
 from rltk.errors import ConfigError
@@ -36,10 +37,13 @@ class ModelFacts:
 
 
 def resolve_model(config: Config) -> Config:
-    """The config with `model.path` and `chat_template` absolute; a Hub id becomes its folder, fetched where need be."""
+    """The config with `model.path` and `chat_template` absolute. A Hub id becomes its folder, fetched where need be; so
+    does a GGUF file in a package, converted where need be."""
     path = config.model.path
     if path.startswith("pkg://"):
         folder = _packaged(path)
+    elif path.startswith(gguf.SCHEME):
+        folder = gguf.folder_of(path)
     elif Path(path).expanduser().is_dir():
         folder = Path(path).expanduser().resolve()
     elif HUB_ID.fullmatch(path):
