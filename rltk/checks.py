@@ -15,12 +15,12 @@ from rltk.compose import PLUG
 from rltk.config import Config
 from rltk.devices import gpus
 from rltk.errors import ConfigError
-from rltk.model_folder import DTYPE_BYTES, facts, folder_problems
+from rltk.kv_checks import kv_problems, kv_refusal, kv_warnings
+from rltk.kv_size import PROBE_TOKENS, cache_size
+from rltk.model_folder import facts, folder_problems
 from rltk.nearest import meant
 from rltk.placement import place
 from rltk.value_checks import get, value_problems
-
-PROBE_TOKENS = 1  # the probe scores a sequence by sampling one token more
 
 
 def check(config: Config, training: bool = True, writes: bool = True) -> list[str]:
@@ -35,6 +35,7 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
         *_plugs(config),
         *_devices(config),
         *_tracker(config),
+        *kv_problems(config),
     ]
     if training:
         problems += [*_batch(config), *_ratio(config), *_precision(config), *_sampling(config)]
@@ -45,7 +46,7 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
         raise ConfigError(problems[0])
     if problems:
         raise ConfigError("\n".join([f"{len(problems)} things to fix", *(f"  - {problem}" for problem in problems)]))
-    return list(_warnings(config)) if training else []
+    return [*kv_warnings(config, training), *(_warnings(config) if training else [])]
 
 
 def run_dir(config: Config) -> Path:
@@ -215,22 +216,15 @@ def _sizes(config: Config) -> list[str]:
             f"{model.context} (max_position_embeddings in {Path(config.model.path) / 'config.json'}); {fix}, or choose "
             "another model"
         ]
-    gib = kv_cache_gib(config, sequences=1)
+    if refused := kv_refusal(config):
+        return refused
+    gib = cache_size(config).gib(sequences=1)
     if gib is not None and gib > config.rollout.kv_cache_gib and place(config).device == "cpu":
         return [
             f"{total} tokens need {gib:.3g} GiB of KV cache, over rollout.kv_cache_gib = "
             f"{config.rollout.kv_cache_gib:g}; set rollout.kv_cache_gib={gib * 1.1:.2g} or more"
         ]
     return []
-
-
-def kv_cache_gib(config: Config, sequences: int) -> float | None:
-    """GiB of KV cache that `sequences` of full length take in an engine. None: config.json does not say."""
-    values = facts(Path(config.model.path)).kv_values
-    if values is None:
-        return None
-    tokens = sequences * (config.task.max_prompt_tokens + config.task.max_response_tokens)
-    return values * DTYPE_BYTES[config.rollout.dtype] * tokens / 2**30
 
 
 def _warnings(config: Config) -> Iterator[str]:
@@ -247,10 +241,11 @@ def _warnings(config: Config) -> Iterator[str]:
         )
     per_engine = math.ceil(config.batch.prompts * config.batch.samples / config.rollout.engines)
     running = min(config.rollout.max_sequences, per_engine)
-    gib = kv_cache_gib(config, running)
+    size = cache_size(config)
+    gib, held = size.gib(running), size.held(config.rollout.kv_cache_gib)
     if place(config).device == "cpu" and gib is not None and gib > config.rollout.kv_cache_gib:
+        short = f"{held} run at once and the rest wait" if config.kv.compressed else "some may be computed again"
         yield (
             f"rollout.kv_cache_gib = {config.rollout.kv_cache_gib:g} is under the {gib:.3g} GiB that {running} "
-            f"sequences of full length take: some may be preempted and computed again; "
-            f"set rollout.kv_cache_gib={gib:.2g}"
+            f"sequences of full length take: {short}; set rollout.kv_cache_gib={math.ceil(100 * gib) / 100:g}"
         )

@@ -32,7 +32,7 @@ from rltk.secret import refuse_secrets
 # <group>=module:attribute plugs the user's own code in; this is the key that takes it in the group's `custom` choice.
 PLUGS = {"algorithm": "path", "task": "target", "reward": "path"}
 PLUG = re.compile(r"[A-Za-z_][\w.]*(?<!\.py):[A-Za-z_][\w.]*")  # a module, not a file
-FREE_KEYS = ("correction_options",)  # mappings whose entries the receiver checks
+FREE_KEYS = ("correction_options", "task.options")  # mappings whose entries the receiver checks
 
 
 def load(argv: list[str], aliases: Mapping[str, str] | None = None) -> Config:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rltk.rollout.kv.options import KVOptions
+
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -153,6 +155,7 @@ class Config:
     task: Task = field(default_factory=Task)
     model: Model = field(default_factory=Model)
     rollout: Rollout = field(default_factory=Rollout)
+    kv: KVOptions = field(default_factory=KVOptions)
     reward: Reward = field(default_factory=Reward)
     learner: Learner = field(default_factory=Learner)
     sync: Sync = field(default_factory=Sync)

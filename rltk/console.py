@@ -42,10 +42,10 @@ SHOWN = (
 
 
 class Console:
-    """`live` asks for the panel; it is shown only where standard output is a terminal."""
+    """`live` asks for the panel; it is shown only where standard output is a terminal. `title` stands on top of it."""
 
-    def __init__(self, total: int, live: bool = True, terminal: Terminal | None = None):
-        self.total = total
+    def __init__(self, total: int, live: bool = True, terminal: Terminal | None = None, title: str = "rltk"):
+        self.total, self.title = total, title
         self.terminal = terminal or Terminal(file=sys.stdout, highlight=False)
         self._step, self._row, self._evaluation = 0, {}, {}
         self._phase, self._done, self._phase_total, self._phase_begun = "start", None, None, time.monotonic()
@@ -132,7 +132,7 @@ class Console:
             lines.append(Text.assemble((label, "dim"), self._evaluation_text()))
         if self._phase:
             lines.append(self._now())
-        return Panel(Group(*lines), title="rltk", title_align="left", border_style="dim", padding=(0, 1))
+        return Panel(Group(*lines), title=self.title, title_align="left", border_style="dim", padding=(0, 1))
 
     def _ledger(self) -> Text:
         """The last step's seconds by stage, as a bar and its legend."""

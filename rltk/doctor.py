@@ -47,7 +47,16 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    return [_python(), _machine(), *_pins(), _shared_memory(), _compiler(), *_ray_environment(), *_imports()]
+    return [
+        _python(),
+        _machine(),
+        *_pins(),
+        _cache_plugin(),
+        _shared_memory(),
+        _compiler(),
+        *_ray_environment(),
+        *_imports(),
+    ]
 
 
 def main() -> int:
@@ -99,6 +108,18 @@ def _version(name: str) -> str | None:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:
         return None
+
+
+def _cache_plugin() -> Finding:
+    """Compressed KV caches come to vLLM through an entry point, which an install older than it does not have."""
+    name, group = "rltk_kv", "vllm.general_plugins"
+    if not any(entry.name == name for entry in metadata.entry_points(group=group)):
+        fix = "install rltk again (make env): kv=<policy> is refused without it"
+        return Finding("note", "KV cache plugin", f"no {name} among the entry points {group}", fix)
+    chosen = os.environ.get("VLLM_PLUGINS")
+    if chosen is not None and name not in chosen.split(","):
+        return Finding("note", "KV cache plugin", f"VLLM_PLUGINS={chosen!r} leaves it out", f"add {name} to it")
+    return Finding("ok", "KV cache plugin", f"{name}, loaded by vLLM")
 
 
 def _shared_memory() -> Finding:

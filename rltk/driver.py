@@ -20,6 +20,7 @@ import ray
 
 from rltk import manifest
 from rltk.algorithms import Objective
+from rltk.causes import MismatchAlarm
 from rltk.checkpoint import Checkpoints
 from rltk.config import Config
 from rltk.errors import RltkError
@@ -65,6 +66,7 @@ class Driver:
         self.config, self.folder, self.task, self.objective = config, folder, task, objective
         self.tracker, self.roles = tracker, roles
         self.clock = TimeLedger()
+        self.alarm = MismatchAlarm(config)
         self.rollouts = RolloutPool(roles, config.deadlines, self._phase)
         self.recovery = Recovery(config, placement, roles, self._rejoin, tracker.console.message)
         self.sampling = Sampling(
@@ -209,11 +211,13 @@ class Driver:
 
     def _record(self, gathered: Gathered, learned: TrainResult, published: Published) -> None:
         busy = self.recovery.surviving(self.rollouts.busy_seconds)
-        row = step_row(gathered, learned, published, self.state.ledger, busy, self.clock.close())
+        row = step_row(gathered, learned, published, self.state.ledger, self.config.kv, busy, self.clock.close())
         sampled = gathered.sampled
         trained = sum(gathered.admitted[number].length for number in learned.trained)
         self.state.summary.trained(row, sum(t.length for t in sampled), trained)
         self.tracker.log(self.state.step, row)
+        if line := self.alarm.hear(row):
+            self._say(f"step {self.state.step}: {line}")
         shown = sampled[:: max(1, len(sampled) // SAMPLES_SHOWN)][:SAMPLES_SHOWN]
         self.tracker.samples(self.state.step, [sample_row(t, gathered.records[t.group_id]) for t in shown])
 

@@ -1,7 +1,8 @@
 """`python -m rltk.evaluate model=... task=... samples=8`: avg@k, pass@k and greedy accuracy, with 95 % intervals.
 
-The same engine, prompts and scorers as in training. Prints a table and, last, one JSON line; with `output=<folder>`
-it also writes `<folder>/<name>.evaluation.json` and the samples beside it.
+The same engine, prompts and scorers as in training, and the full KV cache unless `kv=<policy>` says another. Prints a
+table and, last, one JSON line; with `output=<folder>` it also writes `<folder>/<name>.evaluation.json` and the samples
+beside it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> int:
         return 0
     writes = any(argument.startswith("output=") for argument in argv)
     config = resolve_model(load(argv, ALIASES))
-    check(config, training=False)
+    for warning in check(config, training=False):
+        print(f"rltk: warning: {warning}", file=sys.stderr)
     task = build_task(config.task)
     records = task.held_out(config.evaluation.problems)
     if not records:
@@ -73,6 +75,8 @@ def _evaluate(config: Config, records: list[Any]) -> tuple[dict[str, Any], list[
             )
         finally:
             roles.stop()
+    if config.kv.name != "full":
+        figures |= {"kv": config.kv.name, "kv_budget": config.kv.budget}
     by_id = {record.id: record for record in records}
     return figures, [sample_row(t, by_id[t.prompt_id]) for t in trajectories]
 
@@ -85,7 +89,8 @@ def _print(config: Config, figures: dict[str, Any]) -> None:
         n for n in figures if n.startswith(("avg@", "pass@", "greedy", "flawed", "masked")) and not n.endswith("_ci")
     ]
     names = [name for name in shown if name != "pass@1"]  # the same as avg@k
-    table = Table(title=f"{config.task.name} with {config.model.name}: {figures['problems']} held-out problems")
+    cache = f", kv={config.kv.name} {config.kv.budget:g}" if config.kv.name != "full" else ""
+    table = Table(title=f"{config.task.name} with {config.model.name}{cache}: {figures['problems']} held-out problems")
     table.add_column("level")
     for name in names:
         table.add_column(name, justify="right")

@@ -47,6 +47,7 @@ ACCEPTED = (
     "rollout.gpu_memory_share",
     "rollout.enforce_eager",
     "rollout.threads",
+    "kv.record",
     "reward.workers",
     "reward.processes",
     "reward.deadline_s",

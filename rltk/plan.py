@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from rltk.checks import kv_cache_gib, run_dir
+from rltk.checks import run_dir
 from rltk.config import Config
+from rltk.kv_size import cache_size, describe
 from rltk.model_folder import DTYPE_BYTES, ModelFacts, facts
 from rltk.placement import Placement, place
 
@@ -155,6 +156,7 @@ def _memory(config: Config, at: Placement, model: ModelFacts) -> tuple[tuple[str
         )
     else:
         rows.append(("an engine's KV cache", f"{config.rollout.kv_cache_gib:g} GiB{_sequences_held(config)}"))
+    rows.append(("a sequence's cache", _sequence(config)))
     if model.parameters:
         engine = model.parameters * DTYPE_BYTES[config.rollout.dtype]
         rows.append(("an engine's weights", _size(engine)))
@@ -163,11 +165,21 @@ def _memory(config: Config, at: Placement, model: ModelFacts) -> tuple[tuple[str
 
 
 def _sequences_held(config: Config) -> str:
-    one = kv_cache_gib(config, 1)
-    if one is None:
+    held = cache_size(config).held(config.rollout.kv_cache_gib)
+    if held is None:
         return ""
-    held = int(config.rollout.kv_cache_gib / one)
     return f", holds {held:,} sequences of full length; {config.rollout.max_sequences:,} run at once at most"
+
+
+def _sequence(config: Config) -> str:
+    """Of the longest sequence: what is kept, its blocks, and how many more fit where one did in full."""
+    size = cache_size(config)
+    blocks = f"{size.blocks} blocks"
+    if size.block_gib is not None:
+        blocks += f", {_size(size.blocks * size.block_gib * 2**30)}"
+    if config.kv.compressed:
+        blocks += f"; {size.full_blocks} in full, so {size.full_blocks / size.blocks:.3g} x the sequences"
+    return f"{describe(config)}: {blocks}"
 
 
 def _rank_bytes(config: Config, parameters: int) -> int:

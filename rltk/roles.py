@@ -10,6 +10,7 @@ import ray
 
 from rltk import watch
 from rltk.config import Config
+from rltk.kv_size import context
 from rltk.learner.group import LearnerGroup
 from rltk.learner.settings import learner_settings
 from rltk.placement import Placement, served_engines
@@ -36,8 +37,7 @@ def engine_options(config: Config, placement: Placement) -> EngineOptions:
     return EngineOptions(
         model=config.model.path,
         dtype=config.rollout.dtype,
-        # One token of room, because the probe samples one.
-        context=config.task.max_prompt_tokens + config.task.max_response_tokens + 1,
+        context=context(config),
         device=placement.device,
         max_sequences=config.rollout.max_sequences,
         kv_cache_gib=config.rollout.kv_cache_gib,
@@ -45,6 +45,7 @@ def engine_options(config: Config, placement: Placement) -> EngineOptions:
         enforce_eager=config.rollout.enforce_eager,
         threads=placement.engine_threads if placement.device == "cpu" else 0,
         seed=config.seed,
+        kv=config.kv,
     )
 
 
@@ -83,6 +84,13 @@ def start_roles(config: Config, placement: Placement, train: bool = True) -> Rol
         roles.stop()
         raise
     return roles
+
+
+def cache_report(roles: Roles, config: Config) -> dict[str, Any]:
+    """Of the engines, which are alike: what was proved to run of a compressed cache; {}: vLLM's own."""
+    return watch.get(
+        roles.engines[0].cache.remote(), "say its cache", "driver", "rollout engine", config.deadlines.sync
+    )
 
 
 def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> None:

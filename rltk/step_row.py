@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from rltk.causes import by_cause
 from rltk.gathering import Gathered
 from rltk.learner.settings import TrainResult
 from rltk.ledger import Ledger
 from rltk.metrics import LearnedArrays, step_metrics
+from rltk.rollout.kv.options import KVOptions
 from rltk.sync.shared_memory import Published
 
 
@@ -14,13 +16,15 @@ def step_row(
     learned: TrainResult,
     published: Published,
     ledger: Ledger,
+    kv: KVOptions,
     busy: float,
     times: dict[str, float],
 ) -> dict[str, float]:
-    """`busy`: seconds of the step inside vLLM. `times`: the step's time ledger, closed.
+    """`kv`: the engines' cache. `busy`: seconds of the step inside vLLM. `times`: the step's time ledger, closed.
 
     Beside the learner's own metrics and those of `rltk.metrics.step_metrics`, over everything that was sampled:
 
+    mismatch/mean/<cause>      see `rltk.causes.by_cause`
     probe/max, probe/mean      log-prob differences of engine and learner at the weights that the step made
     weight_version             the step whose weights these are
     failed                     samples that could not be used
@@ -33,7 +37,10 @@ def step_row(
     """
     trajectories = gathered.sampled
     levels = [gathered.records[t.group_id].level for t in trajectories]
-    row = step_metrics(trajectories, _arrays(gathered, learned), levels) | _with_deviations(learned.metrics)
+    arrays = _arrays(gathered, learned)
+    row = step_metrics(trajectories, arrays, levels) | _with_deviations(learned.metrics)
+    sampled_with = (published.version[0], published.version[1] - 1)  # `published` are the weights the step made
+    row |= by_cause(trajectories, arrays.old, sampled_with, kv, published.probe.mean)
     row |= {"probe/max": published.probe.largest, "probe/mean": published.probe.mean}
     row |= {"weight_version": float(published.version[1]), "failed": float(len(gathered.failed))}
     row |= {"refill/rounds": float(gathered.refills), "refill/not_admitted": gathered.refused_share}

@@ -16,6 +16,12 @@ AVERAGED = (
     "entropy",
     "mismatch/kl",
     "mismatch/max",
+    "mismatch/mean",
+    "mismatch/mean/precision",
+    "mismatch/mean/cache",
+    "mismatch/mean/staleness",
+    "mismatch/tail_per_1k",
+    "mismatch/alarm",
     "grad_norm",
     "overhead",
 )
@@ -55,7 +61,7 @@ class Summary:
             self.values["time_ledger"][name] += row[f"time/{name}"]
         for name in AVERAGED:
             if name in row:  # a step may lack a metric: nothing was trained, or the objective has no such thing
-                total, count = self.values["sums"][name]
+                total, count = self.values["sums"].get(name, (0.0, 0))  # a checkpoint may be older than a name
                 self.values["sums"][name] = [total + row[name], count + 1]
 
     def state(self) -> dict[str, Any]:
@@ -81,6 +87,8 @@ class Summary:
             "algorithm": self.config.algorithm.path or self.config.algorithm.name,
             "task": self.config.task.name,
             "model": self.config.model.name,
+            "kv": self.config.kv.name,
+            "kv_budget": self.config.kv.budget,
             "steps": values["steps"],
             "wall_seconds": self._wall(),
             **{f"{which}_accuracy": figure(which, "accuracy") for which in ("initial", "final", "best")},

@@ -43,7 +43,8 @@ class Tracker:
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.config = config
-        self.console = Console(total=config.steps, live=config.tracker.console)
+        title = "rltk" if config.kv.name == "full" else f"rltk, kv={config.kv.name} {config.kv.budget:g}"
+        self.console = Console(total=config.steps, live=config.tracker.console, title=title)
         self.wandb_id = (wandb_id or _new_id()) if config.tracker.name == "wandb" else None
         self._follower: subprocess.Popen | None = None
         self._told: int | None = None  # the follower's exit code, once it was said

@@ -15,6 +15,7 @@ from rltk.cli import run_entry, usage, wants_help
 from rltk.compose import load
 from rltk.config import Config
 from rltk.errors import ConfigError
+from rltk.kv_size import describe
 from rltk.model_folder import resolve_model
 from rltk.plan import Plan, make_plan
 from rltk.plan_view import render
@@ -100,7 +101,7 @@ def _open(folder: Path, config: Config) -> dict[str, Any]:
 def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Objective, record: dict[str, Any]) -> int:
     from rltk.cluster import connect
     from rltk.driver import Driver
-    from rltk.roles import start_roles
+    from rltk.roles import cache_report, start_roles
     from rltk.tracker import Tracker
 
     tracker = Tracker(folder, config, record["wandb_id"])
@@ -108,13 +109,16 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Obje
     with suppress(FileNotFoundError):  # of an earlier, interrupted part of the run
         (folder / "summary.json").rename(folder / "summary.previous.json")
     run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
-    status, driver, problem = "failed", None, ""
+    status, driver, cache, problem = "failed", None, {}, ""
     try:
         tracker.phase("start Ray")
         with connect(config.cluster, plan.placement) as logs:
             tracker.phase("start the roles")
             roles = start_roles(config, plan.placement)
             try:
+                if cache := cache_report(roles, config):
+                    held = f"{cache['blocks']} blocks hold {cache['blocks'] // cache['cap_blocks']} sequences"
+                    tracker.console.message(f"kv: {describe(config)}; {held} ({cache['runner']} runner)")
                 driver = Driver(config, plan.placement, folder, task, objective, tracker, roles, run_id)
                 status = driver.run()
             except BaseException:
@@ -126,13 +130,15 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Obje
         problem = f"{type(error).__name__}: {error}"
         raise
     finally:
-        _finish(tracker, driver, status, problem, record["config_hash"])
+        _finish(tracker, driver, cache, status, problem, record["config_hash"])
     files = "  (report.html, summary.json, model/)" if status == "finished" else ""
     print(f"{status}: {folder}{files}")
     return 0 if status == "finished" else 130
 
 
-def _finish(tracker: Tracker, driver: Driver | None, status: str, problem: str, config_hash: str) -> None:
+def _finish(
+    tracker: Tracker, driver: Driver | None, cache: dict[str, Any], status: str, problem: str, config_hash: str
+) -> None:
     """Summary and report, whatever the run came to."""
     if driver is None:  # it never began
         tracker.finish({"status": status, "error": problem, "steps": 0})
@@ -142,6 +148,7 @@ def _finish(tracker: Tracker, driver: Driver | None, status: str, problem: str, 
     state, ledger = driver.state, driver.state.ledger
     counts = {"issued": ledger.issued, "trained": ledger.trained, "dropped": dict(ledger.dropped)}
     summary = state.summary.result(status, state.version, config_hash, counts)
+    summary |= {"kv_engine": cache} if cache else {}
     tracker.finish(summary | ({"error": problem} if problem else {}))
     report.build(driver.folder)
 

@@ -48,6 +48,8 @@ AT_LEAST_0 = [
     "learner.weight_decay",
     "learner.threads",
     "rollout.threads",
+    "kv.budget",
+    "kv.sinks",
     "sync.probe_max",
     "sync.probe_mean",
     "pipeline.max_staleness",

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from rltk import watch
@@ -81,6 +82,10 @@ class EngineActor:
     async def stats(self) -> dict[str, float]:
         """Tokens sampled and seconds spent inside vLLM since the start."""
         return {"tokens": self._tokens, "busy_seconds": self._busy}
+
+    async def cache(self) -> dict[str, Any]:
+        """What was proved to run of a compressed KV cache (rltk.rollout.kv.proof.Active); {}: vLLM's own cache."""
+        return await self._call(lambda engine: asdict(engine.active) if engine.active else {})
 
     async def stacks(self) -> str:
         return watch.stacks()

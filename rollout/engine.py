@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rltk.errors import MismatchError, RltkError
+from rltk.rollout import kv
+from rltk.rollout.kv.options import KVOptions
 from rltk.trajectory import Version
 
 
@@ -33,6 +35,7 @@ class EngineOptions:
     enforce_eager: bool = True
     threads: int = 0
     seed: int = 0
+    kv: KVOptions = field(default_factory=KVOptions)
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,25 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """ids int32 [n], logprobs float32 [n]; the stopping token is part of both (finish_reason "stop" or "length")."""
+    """ids int32 [n], logprobs float32 [n]; the stopping token is part of both (finish_reason "stop" or "length").
+
+    deaths: with kv.record, int32 [layers, heads, prompt + n]: position of the first query that no longer sees a token.
+    """
 
     uid: str
     ids: np.ndarray
     logprobs: np.ndarray
     finish_reason: str
     weight_version: Version
+    deaths: np.ndarray | None = None
 
 
 class RolloutEngine:
-    """Not thread-safe: construct, step and load on one thread."""
+    """Not thread-safe: construct, step and load on one thread.
+
+    Raises RltkError at the start if what runs is not the KV cache that `options.kv` asks for. `active`: what was proved
+    to run of a compressed one; None: vLLM's own.
+    """
 
     def __init__(self, options: EngineOptions, version: Version = (0, 0)) -> None:
         _set_environment(options)
@@ -73,26 +84,29 @@ class RolloutEngine:
             placement = {"kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30), "block_size": 32}
         # Logits in fp32, as the learner has them: rounded to bf16 they alone put the two sides .03 apart.
         overrides = {"head_dtype": "float32"} if options.dtype == "bfloat16" else {}
-        self._engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=options.model,
-                dtype=options.dtype,
-                max_model_len=options.context,
-                max_num_seqs=options.max_sequences,
-                # Whole prompts only. A seeded request whose prefill is split fails on CPU (its generator cannot be
-                # rewound), and compressed caches need the whole prompt at once.
-                enable_chunked_prefill=False,
-                max_num_batched_tokens=max(8192, options.context),
-                enforce_eager=options.enforce_eager,
-                seed=options.seed,
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",  # the model folder's sampling defaults (top_p, ...) must not leak in
-                worker_extension_cls="rltk.rollout.weights.WeightReceiver",
-                hf_overrides=overrides,
-                disable_log_stats=True,
-                **placement,
-            )
-        )
+        arguments = {
+            "model": options.model,
+            "dtype": options.dtype,
+            "max_model_len": options.context,
+            "max_num_seqs": options.max_sequences,
+            # Whole prompts only. A seeded request whose prefill is split fails on CPU (its generator cannot be
+            # rewound), and compressed caches need the whole prompt at once.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(8192, options.context),
+            "enforce_eager": options.enforce_eager,
+            "seed": options.seed,
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",  # the model folder's sampling defaults (top_p, ...) must not leak in
+            "hf_overrides": overrides,
+            "disable_log_stats": True,
+            **placement,
+            **kv.engine_args(options.kv, options.context),
+            "worker_extension_cls": "rltk.rollout.weights.WeightReceiver",  # the cache's own is a guard: proved below
+        }
+        if options.kv.compressed:
+            kv.register()  # as the entry point does, which a checkout that was never installed does not have
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.active = kv.prove_active(self._engine, options.kv)
         self._running: dict[str, Request] = {}
 
     @property
@@ -133,21 +147,26 @@ class RolloutEngine:
 
     def step(self) -> list[Completion]:
         """One engine step; returns what finished in it."""
-        finished = []
-        for output in self._engine.step():
-            if output.finished:
-                self._running.pop(output.request_id, None)
-                finished.append(self._completion(output))
-        return finished
+        finished = [output for output in self._engine.step() if output.finished]
+        for output in finished:
+            self._running.pop(output.request_id, None)
+        deaths = self._death_times(finished)
+        return [self._completion(output, deaths.get(output.request_id)) for output in finished]
 
-    def _completion(self, output: Any) -> Completion:
+    def _death_times(self, finished: list[Any]) -> dict[str, np.ndarray]:
+        if not self.options.kv.record or not finished:
+            return {}
+        lengths = {o.request_id: len(o.prompt_token_ids) + len(o.outputs[0].token_ids) for o in finished}
+        return kv.take_death_times(self._engine, lengths)
+
+    def _completion(self, output: Any, deaths: np.ndarray | None) -> Completion:
         """What vLLM gave, as it is. Missing log-probs and odd endings are the sample's fault, not the engine's: whoever
         makes a trajectory of it refuses it there."""
         sample = output.outputs[0]
         found = zip(sample.token_ids, sample.logprobs or [], strict=False)
         logprobs = np.asarray([at[token].logprob for token, at in found if token in at], np.float32)
         ids = np.asarray(sample.token_ids, np.int32)
-        return Completion(output.request_id, ids, logprobs, str(sample.finish_reason), self.version)
+        return Completion(output.request_id, ids, logprobs, str(sample.finish_reason), self.version, deaths)
 
     def abort(self, uids: Sequence[str]) -> None:
         self._engine.abort_request(list(uids))

@@ -1,8 +1,12 @@
-"""Shared by integration tests: one local Ray cluster a module."""
+"""Shared by all tests: no property is given a time. By integration tests: one local Ray cluster a module."""
 
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("rltk", deadline=None)
+settings.load_profile("rltk")
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,13 @@ def _ratios(run: Run) -> Chart | None:
 
 def _mismatch(run: Run) -> list[Chart | None]:
     tails = run.names("mismatch/tail_p05/")
+    causes = run.names("mismatch/mean/")
     return [
+        line_chart(
+            "By cause",
+            "mean |log μ − log old| of a token, and what of it is arithmetic, evicted or coarse keys, older weights",
+            [_metric(run, name, name.rsplit("/", 1)[-1], i % COLOURS) for i, name in enumerate(causes)],
+        ),
         line_chart(
             "KL(sampler, learner)",
             "nats a token, of the same weights in the two programs",

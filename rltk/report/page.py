@@ -7,6 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from rltk.metrics import TAIL_ALARM
 from rltk.report.charts import COLOURS, Chart
 from rltk.report.data import Run
 from rltk.report.figures import sections, stages
@@ -21,7 +22,7 @@ _STATUS = {"finished": "good", "failed": "bad"}  # css class; anything else is "
 
 def render(run: Run) -> str:
     charts = sections(run)
-    body = [_header(run), _cards(_headline(run)), _ledger(run)]
+    body = [_header(run), _alarm(run), _cards(_headline(run)), _ledger(run)]
     if charts:
         body.append(f"<p class='muted reading'>{_READING}</p>")
     for heading, found in charts:
@@ -41,10 +42,22 @@ def _header(run: Run) -> str:
     status = str(run.summary.get("status", "no summary yet"))
     kind = _STATUS.get(status, "warn")
     facts = [run.summary.get(key) for key in ("algorithm", "task", "model")]
+    if run.summary.get("kv", "full") != "full":
+        facts.append(f"kv={run.summary['kv']} {run.summary.get('kv_budget', 0):g}")
     line = " · ".join(escape(str(fact)) for fact in facts if fact)
     name = escape(run.folder.resolve().name)
     error = f"<p class='bad'>{escape(str(run.summary['error']))}</p>" if run.summary.get("error") else ""
     return f"<header><h1>{name}</h1><span class='badge {kind}'>{escape(status)}</span><p>{line}</p>{error}</header>"
+
+
+def _alarm(run: Run) -> str:
+    """Said on top, as curves of reward look well long after the samples have stopped being the learner's."""
+    steps = [step for step, value in zip(*run.series("mismatch/alarm"), strict=True) if value]
+    if not steps:
+        return ""
+    which = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, {steps[0]} to {steps[-1]}"
+    text = f"Mismatch alarm in {which}: the 5th percentile of min(ξ, 1/ξ), ξ = old / μ, is under {TAIL_ALARM:g}."
+    return f"<p class='bad'>{escape(text)} See “Sampler against learner”.</p>"
 
 
 def _headline(run: Run) -> Iterable[tuple[str, str, str]]:

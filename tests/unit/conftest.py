@@ -1,12 +1,17 @@
 """Shared by unit tests: the default run's configuration; and one thread for torch, whose tensors are tiny here: two
-threads on a busy machine cost fifty times as much as one.
+threads on a busy machine cost fifty times as much as one; and Triton's library interpreted, for test_kernels.py.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from unittest import mock
 
 import pytest
+
+with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):  # read where a function is defined
+    import triton.language  # noqa: F401
 import torch
 
 from rltk.compose import load

@@ -46,7 +46,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"rollout.gpu_memory_share": 1.2}, ["rollout.gpu_memory_share = 1.2", "under 1"]),
     ({"task.max_response_tokens": 2000}, ["48 + 2000 = 2048", "of 1024", "response_tokens to 975", "config.json"]),
     ({"task.max_prompt_tokens": 1024}, ["1024 + 64 = 1088", "context of 1024", "lower task.max_prompt_tokens"]),
-    ({"rollout.kv_cache_gib": 1e-5}, ["48 + 64 = 112", "rollout.kv_cache_gib = 1e-05", "rollout.kv_cache_gib=0.0002"]),
+    ({"rollout.kv_cache_gib": 1e-5}, ["48 + 64 = 112", "rollout.kv_cache_gib = 1e-05", "rollout.kv_cache_gib=0.0003"]),
     ({"name": "a/b"}, ["name = 'a/b'", "letters"]),
     ({"algorithm.name": "custom"}, ["algorithm=custom", "algorithm=my_module:name", "algorithm.path"]),
     ({"reward.path": "m:f"}, ["reward.path = 'm:f'", "reward=rule", "reward=m:f"]),

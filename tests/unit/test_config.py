@@ -74,7 +74,13 @@ def test_an_experiment_sets_keys_and_the_command_line_has_the_last_word():
 def test_every_choice_composes_and_bears_its_name():
     """The n-th choice of every group together: each choice is met, with few compositions."""
     known = {group: choices for group, choices in groups().items() if group != "experiment"}
-    needs = {"task=custom": "task.target=m:T", "task=jsonl": "task.path=p.jsonl", "model=custom": "model.path=p"}
+    needs = {
+        "task=custom": "task.target=m:T",
+        "task=jsonl": "task.path=p.jsonl",
+        "task=reasoning_gym": "task.dataset=gcd",
+        "model=custom": "model.path=p",
+    }
+    needs["kv=dapq_longflow"] = "kv.budget=64"
     for number in range(max(map(len, known.values()))):
         chosen = {group: choices[number % len(choices)] for group, choices in known.items()}
         argv = [f"{group}={choice}" for group, choice in chosen.items()]

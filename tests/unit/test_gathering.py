@@ -18,6 +18,7 @@ from rltk.gathering import Gathered, gather
 from rltk.learner.settings import TrainResult
 from rltk.ledger import Ledger
 from rltk.prompting import Prompting
+from rltk.rollout.kv.options import KVOptions
 from rltk.rollout.worker import Job, RolloutResult
 from rltk.step_row import step_row
 from rltk.sync.probe import ProbeResult
@@ -149,12 +150,14 @@ def test_the_row_is_of_all_that_was_sampled_and_the_learners_part_of_what_it_saw
     ledger = Ledger(0)
     ledger.dropped["not admitted"] = 2
     published = Published((1, 7), "", ProbeResult(2.0, 1.0), 0.0)
-    row = step_row(gathered, learned, published, ledger, busy=1.0, times=TIMES)
+    row = step_row(gathered, learned, published, ledger, KVOptions(), busy=1.0, times=TIMES)
     assert row["accuracy"] == row["accuracy/1"] == 0.75 and row["reward/constant_groups"] == 0.5
     assert (row["refill/rounds"], row["refill/not_admitted"], row["dropped/not admitted"]) == (2.0, 0.5, 2.0)
     assert (row["weight_version"], row["failed"], row["probe/max"]) == (7.0, 1.0, 2.0)
     assert row["mismatch/max"] == 0.25 and row["log_ratio/sd"] == 0.5 and "log_ratio/square" not in row
     assert row["tokens_per_s/rollout"] == 12.0 and row["tokens_per_s/learner"] == 6.0 and row["overhead"] == 0.25
     assert row["ratio/q50/1-16"] == 0.125
-    against_mu = step_row(gathered, replace(learned, reference="mu"), published, ledger, busy=1.0, times=TIMES)
+    against_mu = step_row(
+        gathered, replace(learned, reference="mu"), published, ledger, KVOptions(), busy=1.0, times=TIMES
+    )
     assert against_mu["ratio/q05/1-16"] == 0.125 and against_mu["ratio/q95/1-16"] == 0.375  # mu is -0.5 everywhere
