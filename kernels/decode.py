@@ -239,9 +239,10 @@ def decode(
     scored = settings.mode in ("longflow", "h2o")
     length = min(settings.cap, block_table.shape[1] * page)
     tile, warps, stages = _tile(cache)
-    splits = max(triton.cdiv(length, SHARE), triton.cdiv(PROGRAMS, rows * heads))
-    splits = min(splits, triton.cdiv(length, tile), 64)
     power = triton.next_power_of_2
+    # Few values, for each is compiled: a batch that fills up meets every number of rows.
+    splits = max(triton.cdiv(length, SHARE), power(triton.cdiv(PROGRAMS, rows * heads)))
+    splits = min(splits, triton.cdiv(length, tile), 64)
     chunk = max(64, min(1024, CHUNK_ELEMENTS // (power(sharing) * power(group))))
     chunks = triton.cdiv(length, chunk) if scored else 0
 
