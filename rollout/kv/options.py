@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 STOCK = ("full", "fp8")  # vLLM's own caches
-OF_THE_PROMPT = ("dapq", "snapkv")  # they compress the prompt and keep what decoding appends
 HEADS = ("shared", "per_kv_head")
 
 

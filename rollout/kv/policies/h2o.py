@@ -18,7 +18,7 @@ class H2O(Policy):
 
     def __init__(self, recent: float = 0.5) -> None:
         if not 0 < recent < 1:
-            raise ConfigError(f"kv.options.recent={recent!r} must be a share between 0 and 1")
+            raise ConfigError(f"kv.recent={recent!r} must be a share between 0 and 1")
         self.recent = recent
 
     def window(self, keep: int, sinks: int) -> int:

@@ -75,5 +75,5 @@ def build_policy(name: str, options: dict[str, Any]) -> Policy:
 def whole(name: str, value: Any, least: int) -> int:
     """An option that counts tokens. Raises ConfigError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"kv.options.{name}={value!r} must be a whole number of at least {least}")
+        raise ConfigError(f"kv.{name}={value!r} must be a whole number of at least {least}")
     return value

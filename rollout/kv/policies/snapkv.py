@@ -17,7 +17,7 @@ class SnapKV(Policy):
     def __init__(self, window: int = 32, pool: int = 5) -> None:
         self.observers, self.pool = whole("window", window, 1), whole("pool", pool, 1)
         if pool % 2 == 0:
-            raise ConfigError(f"kv.options.pool={pool} must be odd: it is centred on a key")
+            raise ConfigError(f"kv.pool={pool} must be odd: it is centred on a key")
 
     def window(self, keep: int, sinks: int) -> int:
         return self.observers
