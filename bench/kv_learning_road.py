@@ -64,12 +64,25 @@ def road(arguments: argparse.Namespace) -> int:
                 continue
             place = next(part.removeprefix("name=") for part in command if part.startswith("name="))
             runs[name] = run_result(Path(folder) / place) | {"keys": command[3:-3]}
+            runs[name] |= with_full_cache(Path(folder) / place, command[3:-2])
             mine = {"hardware": hardware(), "command": f"python -m bench.kv_learning {' '.join(sys.argv[1:])}"}
             put_section(file, "road", section(file, "road") | {label: mine | {"runs": runs}})
             print(json.dumps({name: {key: runs[name][key] for key in KEPT[:3]}}), flush=True)
     if failed:
         print(f"ended with an error: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def with_full_cache(folder: Path, keys: list[str]) -> dict[str, Any]:
+    """What the trained model is worth where nothing is compressed: a run evaluates with the cache it samples with."""
+    kept = ("task", "evaluation.problems", "evaluation.samples", "cluster", "rollout")
+    of_task = [key for key in keys if key.partition("=")[0].startswith(kept)]
+    command = [sys.executable, "-m", "rltk.evaluate", f"model={folder / 'model'}", *of_task]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        raise RuntimeError(f"{' '.join(command[1:])} ended with {found.returncode}")
+    figures = json.loads(found.stdout.strip().splitlines()[-1])
+    return {"full_cache": {key: value for key, value in figures.items() if key.startswith(("avg@", "greedy"))}}
 
 
 def run_result(folder: Path) -> dict[str, Any]:
