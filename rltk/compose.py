@@ -30,7 +30,7 @@ from rltk.nearest import meant
 from rltk.secret import refuse_secrets
 
 # <group>=module:attribute plugs the user's own code in; this is the key that takes it in the group's `custom` choice.
-PLUGS = {"algorithm": "path", "task": "target", "reward": "path"}
+PLUGS = {"algorithm": "path", "task": "target", "reward": "path", "tools": "use"}
 PLUG = re.compile(r"[A-Za-z_][\w.]*(?<!\.py):[A-Za-z_][\w.]*")  # a module, not a file
 FREE_KEYS = ("correction_options", "task.options")  # mappings whose entries the receiver checks
 
@@ -78,6 +78,7 @@ def rewrite(argv: list[str], aliases: Mapping[str, str]) -> list[str]:
     """The short forms of the command line written out. All of them are here.
 
     algorithm=my_module:MyObjective -> algorithm=custom algorithm.path=my_module:MyObjective   (likewise task, reward)
+    tools=my_module:search          -> tools=custom tools.use=[my_module:search]
     model=<folder or Hub id>        -> model=custom model.path=<it> model.name=<its last part>
     <alias>=value                   -> <key>=value
     """
@@ -87,7 +88,8 @@ def rewrite(argv: list[str], aliases: Mapping[str, str]) -> list[str]:
 def _written_out(argument: str, aliases: Mapping[str, str]) -> Iterator[str]:
     key, equals, value = argument.partition("=")
     if equals and key in PLUGS and PLUG.fullmatch(value):
-        yield from (f"{key}=custom", f"{key}.{PLUGS[key]}={value}")
+        plugged = f"[{value}]" if key == "tools" else value
+        yield from (f"{key}=custom", f"{key}.{PLUGS[key]}={plugged}")
     elif equals and key == "model" and value.strip("'\"") and value not in groups()["model"]:
         path = value.strip("'\"")
         cached = re.search(r"models--[^/]+--([^/]+)/snapshots/", path)  # the last part is a commit there

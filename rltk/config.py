@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rltk.rollout.kv.options import KVOptions
+from rltk.rollout.tools.options import AttcOptions, DtsrOptions, ToolOptions
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class Config:
     model: Model = field(default_factory=Model)
     rollout: Rollout = field(default_factory=Rollout)
     kv: KVOptions = field(default_factory=KVOptions)
+    tools: ToolOptions = field(default_factory=ToolOptions)
     reward: Reward = field(default_factory=Reward)
     learner: Learner = field(default_factory=Learner)
     sync: Sync = field(default_factory=Sync)
@@ -163,6 +165,8 @@ class Config:
     tracker: Tracker = field(default_factory=Tracker)
     batch: Batch = field(default_factory=Batch)
     ratio: Ratio = field(default_factory=Ratio)
+    attc: AttcOptions = field(default_factory=AttcOptions)
+    dtsr: DtsrOptions = field(default_factory=DtsrOptions)
     pipeline: Pipeline = field(default_factory=Pipeline)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -53,7 +53,7 @@ def unknown_key(path: str, value: Any, known: list[str]) -> ConfigError:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type: a dataclass, dict[str, Any], str, int, float, bool, or one of them | None."""
+    """`value` as the annotated type: a dataclass, dict[str, Any], list of scalars, str, int, float, bool, or one of them | None."""
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
@@ -67,6 +67,10 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, Mapping):
             return {str(key): _free(item, f"{path}.{key}") for key, item in value.items()}
         raise ConfigError(f"{path} = {value!r} must be a mapping; set one entry, as in {path}.<option>=<value>")
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{path} = {value!r} must be a list; write it as in {path}=[{value}]")
+        return [_scalar(typing.get_args(hint)[0], item, f"{path}[{index}]") for index, item in enumerate(value)]
     return _scalar(hint, value, path)
 
 

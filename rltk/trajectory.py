@@ -75,11 +75,31 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class ToolUse:
+    """One tool call of a trajectory and how it ended: for metrics, rewards and people.
+
+    `status` is one of rltk.rollout.tools.types.STATUSES; `code` is what was run, or the arguments as JSON; `output` what
+    the model was shown of the result. Seconds: `queue_s` waited for a place, `run_s` wall, `cpu_s` processor time.
+    """
+
+    turn: int
+    name: str
+    status: str
+    code: str = ""
+    output: str = ""
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """One sample of one prompt. Constructed only from whole segments; lengths are checked here and nowhere else.
 
-    `uid` is the ledger's issue id; `group_id` joins the samples that share a baseline; `text` is the decoded model and
-    tool text (for rewards and people, never encoded again); `timing` holds seconds by stage.
+    `uid` is the ledger's issue id; `group_id` joins the samples that share a baseline; `timing` holds seconds by stage.
+    `text` is everything after the prompt, decoded: for people, never encoded again. `response` is what the model itself
+    wrote of it: for rewards, as an answer that a tool printed is nobody's answer ("": no tool was used, `text` is all).
+    `calls` are its tool calls in order, `notes` what interventions in its rollout counted (plain data).
     """
 
     uid: str
@@ -89,10 +109,18 @@ class Trajectory:
     text: str = ""
     reward: RewardRecord | None = None
     timing: dict[str, float] = field(default_factory=dict)
+    response: str = ""
+    calls: tuple[ToolUse, ...] = ()
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.segments or self.segments[0].kind != "prompt" or len(self.segments[0].ids) == 0:
             raise MismatchError(f"trajectory {self.uid} does not begin with a non-empty prompt segment")
+
+    @property
+    def answer_text(self) -> str:
+        """What a rule reads: the model's own text, over all turns."""
+        return self.response or ("" if self.calls else self.text)
 
     @property
     def ids(self) -> np.ndarray:

@@ -14,15 +14,15 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from rltk.errors import ConfigError
+from rltk.errors import ConfigError, InfrastructureError
 from rltk.nearest import meant
 from rltk.tasks.generated import is_held_out
 from rltk.trajectory import Record, RewardRecord
@@ -31,12 +31,9 @@ INSTRUCTION = "Put the final answer, and nothing else, between <answer> and </an
 CHUNK = 256  # problems that come from one data set object: making one takes up to a second
 TRIES = 2_000  # draws in vain before we say that the options leave no problem, or no further one
 
-# Their scorers call Python's eval on the model's answer, and need its power: they stay out until a jail scores them.
-UNSAFE = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
-REFUSED = dict.fromkeys(
-    UNSAFE,
-    "its scorer runs Python's eval on the model's answer, so a sampled text could run any code in the reward process",
-) | {
+# Their scorers call Python's eval on the model's answer, and need its power: that eval runs in a jail.
+JAILED = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
+REFUSED = {
     "composite": "it mixes data sets",
     "game_of_life_halting": "its scorer (0.1.25) gives every answer full marks",
 }
@@ -66,8 +63,9 @@ class ReasoningGym:
     """Options: `dataset`, its name; `seed`, another training stream of the same problems; `instruction`, appended to
     every question after a blank line (empty: none); `system`, a system message; `longest`, the characters that a
     question may have (longer ones are not drawn); `untagged`, what a response without answer tags is worth: `wrong`, or
-    its `last_line` is its answer, for models too small to be asked for tags; and, as `task.options.<key>`, those of the
-    data set's own config.
+    its `last_line` is its answer, for models too small to be asked for tags; `isolation`, strict or best_effort, of
+    the jail that four data sets evaluate answers in (docs/security.md); and, as `task.options.<key>`, those of the data
+    set's own config.
 
     A record's `data` is the library's entry (question, answer, metadata), which its scorer needs: plain Python values,
     not always JSON's.
@@ -86,11 +84,15 @@ class ReasoningGym:
         system: str | None = None,
         longest: int | None = None,
         untagged: str = "wrong",
+        isolation: str = "strict",
         **options: Any,
     ):
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
         self.dataset, self.options, self.seed = str(dataset), options, seed
         self.instruction, self.system, self.longest, self.untagged = instruction, system, longest, untagged
+        self.isolation = isolation
+        if isolation not in ("strict", "best_effort"):
+            raise ConfigError(f"task.isolation={isolation!r} must be strict or best_effort")
         if untagged not in ("wrong", "last_line"):
             raise ConfigError(f"task.untagged={untagged!r} must be wrong or last_line")
         if longest is not None and (not isinstance(longest, int) or longest < 1):
@@ -98,6 +100,7 @@ class ReasoningGym:
         _check_name(self.dataset)
         _check_options(self.dataset, options)
         self._data_set(0)
+        self._scorer()
 
     def problem(self, index: int) -> Record:
         if index < 0:
@@ -129,6 +132,12 @@ class ReasoningGym:
         """Called once in each reward process: loading sympy must not count against the first sample's deadline."""
         import rltk.rewards.math  # noqa: F401
 
+    def _scorer(self) -> Callable[[str, dict[str, Any]], float]:
+        data_set = self._data_set(0)
+        if self.dataset not in JAILED:
+            return data_set.score_answer
+        return partial(_jailed(type(data_set).score_answer, self.isolation), data_set)
+
     def score(self, record: Record, text: str) -> RewardRecord:
         """What the data set's scorer says, mostly in [0, 1]; from 1 on the answer is right. See `final_answer`."""
         answer = final_answer(text)
@@ -139,10 +148,10 @@ class ReasoningGym:
         problem = self._unread(answer)
         if problem:
             return RewardRecord(0.0, reason=f"the answer {problem}", correct=False)
-        scorer = self._data_set(0).score_answer
+        scorer = self._scorer()
         try:
             value = float(scorer(answer, record.data))
-        except MemoryError:
+        except (MemoryError, InfrastructureError):
             raise
         except Exception as error:  # they raise anything on a malformed answer
             scorer(record.answer, record.data)  # but not on the reference: if they do, nobody can tell, and it raises
@@ -227,6 +236,14 @@ def _create(name: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Any:
         raise ConfigError(
             f"task.dataset={name} refuses task.options={given}: {type(error).__name__}: {error}"
         ) from error
+
+
+@lru_cache(maxsize=2)
+def _jailed(score: Callable[..., float], isolation: str) -> Callable[..., float]:
+    """The data set's scorer, its eval in a jail. ConfigError where this machine cannot build one."""
+    from rltk.rewards.jailed import scoring_jail, with_jailed_eval
+
+    return with_jailed_eval(score, scoring_jail(isolation))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import ray
 from rltk.rewards.actor import RewardWorker
 from rltk.rewards.pool import RewardPool
 from rltk.rewards.scorer import ScorerSpec
+from rltk.tasks.reasoning_gym import ReasoningGym
 from rltk.trajectory import Record, Segment, Trajectory
 
 pytestmark = pytest.mark.timeout(120)
@@ -139,6 +140,26 @@ def test_processes_are_recycled(user_module):
             return [(await rewards.score([item("pid")], deadline_s=60))[0].value for _ in range(2)]
 
     assert len(set(asyncio.run(run()))) == 2
+
+
+def test_answers_are_evaluated_in_a_jail_inside_the_reward_process(tmp_path):
+    """Four of reasoning-gym's scorers call eval; the process that scores is limited and on its own already."""
+    made = tmp_path / "made"
+    options = {"max_prompt_tokens": 512, "max_response_tokens": 512, "dataset": "spiral_matrix"}
+    options["isolation"] = "best_effort"
+    record = ReasoningGym(**options).problem(0)
+    value = [int(word) for word in record.answer.split()]
+    answers = [record.answer, f"{value} + []", f"__import__('os').system('touch {made}') or {value}", "[1] * 10**9"]
+
+    async def run():
+        spec = ScorerSpec("rltk.tasks.reasoning_gym:ReasoningGym", options, "task", on_timeout="wrong")
+        async with RewardPool(spec, processes=1) as rewards:
+            texts = [f"<answer>{answer}</answer>" for answer in answers]
+            return await rewards.score([(item(text)[0], record) for text in texts], deadline_s=60), rewards.stats()
+
+    records, stats = asyncio.run(run())
+    assert [record.value for record in records] == [1.0, 0.1, 0.0, 0.0]
+    assert stats["started"] == 1 and not made.exists(), "the process has lived through them"
 
 
 def ends(pid):
