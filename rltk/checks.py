@@ -16,10 +16,11 @@ from rltk.config import Config
 from rltk.devices import gpus
 from rltk.errors import ConfigError
 from rltk.kv_checks import kv_problems, kv_refusal, kv_warnings
-from rltk.kv_size import PROBE_TOKENS, cache_size
+from rltk.kv_size import PROBE_TOKENS, cache_size, lengths, trajectory_tokens
 from rltk.model_folder import facts, folder_problems
 from rltk.nearest import meant
 from rltk.placement import place
+from rltk.tool_checks import tool_problems, tool_warnings
 from rltk.value_checks import get, value_problems
 
 
@@ -36,6 +37,7 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
         *_devices(config),
         *_tracker(config),
         *kv_problems(config),
+        *tool_problems(config, training),
     ]
     if training:
         problems += [*_batch(config), *_ratio(config), *_precision(config), *_sampling(config)]
@@ -46,7 +48,7 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
         raise ConfigError(problems[0])
     if problems:
         raise ConfigError("\n".join([f"{len(problems)} things to fix", *(f"  - {problem}" for problem in problems)]))
-    return [*kv_warnings(config, training), *(_warnings(config) if training else [])]
+    return [*kv_warnings(config, training), *tool_warnings(config, training), *(_warnings(config) if training else [])]
 
 
 def run_dir(config: Config) -> Path:
@@ -205,12 +207,14 @@ def _run_folder(config: Config) -> Iterator[str]:
 
 def _sizes(config: Config) -> list[str]:
     """Lengths against the model's context and the CPU engine's cache."""
-    prompt, response = config.task.max_prompt_tokens, config.task.max_response_tokens
+    parts, response = lengths(config), config.task.max_response_tokens
+    longest = sum(parts.values())
     model = facts(Path(config.model.path))
-    total = f"task.max_prompt_tokens + task.max_response_tokens = {prompt} + {response} = {prompt + response}"
-    if model.context and prompt + response + PROBE_TOKENS > model.context:
-        room = model.context - PROBE_TOKENS - prompt
+    total = f"{' + '.join(parts)} = {' + '.join(map(str, parts.values()))} = {longest}"
+    if model.context and longest + PROBE_TOKENS > model.context:
+        room = model.context - PROBE_TOKENS - (longest - response)
         fix = f"lower task.max_response_tokens to {room}" if room > 0 else "lower task.max_prompt_tokens"
+        fix += ", or tools.total_tokens" if config.tools.enabled else ""
         return [
             f"{total} tokens, and {PROBE_TOKENS} that the weight probe samples, are over the model's context of "
             f"{model.context} (max_position_embeddings in {Path(config.model.path) / 'config.json'}); {fix}, or choose "
@@ -228,7 +232,7 @@ def _sizes(config: Config) -> list[str]:
 
 
 def _warnings(config: Config) -> Iterator[str]:
-    length = config.task.max_prompt_tokens + config.task.max_response_tokens
+    length = trajectory_tokens(config)
     if config.algorithm.minibatches == 1 and config.ratio.reference == "old":
         yield (
             f"algorithm.minibatches = 1 with ratio.reference = 'old': every ratio is 1, so {config.algorithm.name} is "

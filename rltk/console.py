@@ -31,6 +31,7 @@ SHOWN = (
     ("reward", "reward/mean", "{:.3f}"),
     ("accuracy", "accuracy", "{:.1%}"),
     ("flawed", "flawed", "{:.1%}"),
+    ("tool use", "tools/used", "{:.1%}"),
     ("length", "length/mean", "{:.1f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("clipped", "clip/share", "{:.2%}"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def _evaluate(config: Config, records: list[Any]) -> tuple[dict[str, Any], list[
 
     check_scorer(scorer_spec(config))
     placement = place(dataclasses.replace(config, learner=dataclasses.replace(config.learner, ranks=0)))
-    sampling = Sampling(config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens)
+    sampling = Sampling(
+        config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens, evaluation=True
+    )
     with connect(config.cluster, placement):
         print("starting the engine ...", file=sys.stderr)
         roles = start_roles(config, placement, train=False)
@@ -103,7 +106,26 @@ def _print(config: Config, figures: dict[str, Any]) -> None:
 
     for level, row in {"all": figures, **figures.get("levels", {})}.items():
         table.add_row(level, *(cell(row, name) for name in names))
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for line in _tool_lines(figures):
+        console.print(line, markup=False)
+
+
+def _tool_lines(figures: dict[str, Any]) -> Iterator[str]:
+    """What the samples did with tools, and what ATTC and DTSR did to them."""
+    if "tools/used" in figures:
+        ends = {name.removeprefix("tools/status/"): share for name, share in figures.items() if "/status/" in name}
+        ended = ", ".join(f"{status} {share:.1%}" for status, share in ends.items() if share)
+        used = f"used in {figures['tools/used']:.1%} of the samples, {figures['tools/calls']:.2f} calls a sample"
+        yield f"tools: {used}" + (f"; they ended {ended}" if ended else "")
+    if "tools/ignored" in figures:
+        yield f"tools: of the wrong answers with a call, {figures['tools/ignored']:.1%} ignored a right last result"
+    if "attc/trust" in figures:
+        yield f"attc: {figures['attc/trust']:.1%} of the turns with calls were met with belief"
+    if "dtsr/closed" in figures:
+        closed, checks = figures["dtsr/closed"], figures["dtsr/checks"]
+        yield f"dtsr: thought closed in {closed:.1%} of the samples, {checks:.2f} checks a sample"
 
 
 if __name__ == "__main__":

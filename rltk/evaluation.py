@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from rltk.rollout.worker import Job, RolloutResult, Sampling
 from rltk.statistics import evaluate_summary
+from rltk.tool_metrics import tool_figures
 from rltk.trajectory import Record, Trajectory
 
 
@@ -22,14 +24,16 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """`samples` samples a problem at the sampling temperature, and one greedy answer if asked for.
 
-    Returns `rltk.statistics.evaluate_summary`'s figures, and the trajectories. Seeds depend on (seed, problem, sample)
-    alone, so that two evaluations of the same weights are the same.
+    Returns the figures of `rltk.statistics.evaluate_summary` and of `rltk.tool_metrics.tool_figures`, and the
+    trajectories. Seeds depend on (seed, problem, sample) alone, so that two evaluations of the same weights are the
+    same.
     """
+    sampling = replace(sampling, evaluation=True)  # whoever asks: the run's own sampling serves training too
     jobs = [_job(record, sample, seed) for record in records for sample in range(samples)]
     drawn = rollouts(jobs, sampling, "evaluate").trajectories
     answers: list[Trajectory] = []
     if greedy:
-        at_zero = Sampling(0.0, sampling.max_prompt_tokens, sampling.max_response_tokens)
+        at_zero = replace(sampling, temperature=0.0)
         answers = rollouts([_job(record, -1, seed) for record in records], at_zero, "evaluate greedy").trajectories
     verdicts = {t.uid: t.reward for t in (*drawn, *answers) if t.reward is not None}
 
@@ -46,6 +50,8 @@ def evaluate(
     if drawn:
         figures["length"] = sum(t.length for t in drawn) / len(drawn)
         figures["truncated"] = sum(t.truncated for t in drawn) / len(drawn)
+        by_id = {record.id: record for record in records}
+        figures |= tool_figures(drawn, [by_id[t.prompt_id] for t in drawn], sampling.max_response_tokens)
     return figures, drawn
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from rltk.config import Config
 from rltk.devices import device
 from rltk.errors import ConfigError
-from rltk.kv_size import block_tokens, context, most_kept, of_the_prompt
+from rltk.kv_size import block_tokens, context, lengths, most_kept, of_the_prompt
 from rltk.nearest import meant
 from rltk.rollout.kv import refuse
 from rltk.rollout.kv.options import HEADS, policies
@@ -56,11 +56,11 @@ def kv_warnings(config: Config, training: bool) -> Iterator[str]:
     kv = config.kv
     if not kv.compressed:
         return
-    whole = config.task.max_prompt_tokens
-    what = f"task.max_prompt_tokens = {whole}"
-    if not of_the_prompt(config):
-        whole += config.task.max_response_tokens
-        what = f"task.max_prompt_tokens + task.max_response_tokens = {whole}"
+    parts = lengths(config)
+    if of_the_prompt(config) and len(parts) == 2:  # else a sampling goes on from all that there is, as its prompt
+        del parts["task.max_response_tokens"]
+    whole = sum(parts.values())
+    what = f"{' + '.join(parts)} = {whole}"
     if most_kept(config) >= whole:
         yield f"kv.budget = {kv.budget:g} is not under {what}: nothing is ever compressed; lower it, or set kv=full"
     if kv.record:

@@ -9,9 +9,11 @@ from pathlib import Path
 from rltk.config import Config
 from rltk.devices import device
 from rltk.model_folder import DTYPE_BYTES, facts
+from rltk.rollout.dtsr import QUESTION_TOKENS
 from rltk.rollout.kv import Settings
 
 PROBE_TOKENS = 1  # the weight probe scores a sequence by sampling one token more
+QUESTION = "dtsr's question and reply"
 BLOCK_TOKENS = {"cpu": 32, "gpu": 16}  # of vLLM's caches, as the engines are started
 
 
@@ -19,7 +21,7 @@ BLOCK_TOKENS = {"cpu": 32, "gpu": 16}  # of vLLM's caches, as the engines are st
 class CacheSize:
     """Of the longest sequence a run may have."""
 
-    tokens: int  # prompt and response
+    tokens: int  # all that `lengths` names
     slots: int  # that it holds at most
     blocks: int
     full_blocks: int  # without compression
@@ -34,9 +36,25 @@ class CacheSize:
         return None if self.block_gib is None else max(0, math.floor(gib / self.block_gib) - 1) // self.blocks
 
 
+def lengths(config: Config) -> dict[str, int]:
+    """What the longest sequence is made of, in tokens, by the keys that say so."""
+    task, tools, dtsr = config.task, config.tools, config.dtsr
+    parts = {"task.max_prompt_tokens": task.max_prompt_tokens, "task.max_response_tokens": task.max_response_tokens}
+    if tools.enabled:
+        parts["tools.total_tokens"] = tools.total_tokens
+    if dtsr.mode != "off":  # it is asked about the problem and all that was thought
+        parts[QUESTION] = QUESTION_TOKENS + dtsr.reply_tokens
+    return parts
+
+
+def trajectory_tokens(config: Config) -> int:
+    """The longest trajectory: what is learned from. (The mark that closes a thought is some tokens more.)"""
+    return sum(tokens for key, tokens in lengths(config).items() if key != QUESTION)
+
+
 def context(config: Config) -> int:
     """The engine's longest sequence, in tokens."""
-    return config.task.max_prompt_tokens + config.task.max_response_tokens + PROBE_TOKENS
+    return sum(lengths(config).values()) + PROBE_TOKENS
 
 
 def block_tokens(config: Config) -> int:
@@ -57,10 +75,10 @@ def most_kept(config: Config) -> int:
 
 
 def cache_size(config: Config) -> CacheSize:
-    prompt, response, block = config.task.max_prompt_tokens, config.task.max_response_tokens, block_tokens(config)
-    slots = tokens = prompt + response
+    prompt, block = config.task.max_prompt_tokens, block_tokens(config)
+    slots = tokens = context(config) - PROBE_TOKENS
     if config.kv.compressed:
-        slots = Settings(config.kv, context(config)).slots(prompt, response)
+        slots = Settings(config.kv, context(config)).slots(prompt, tokens - prompt)
     values = facts(Path(config.model.path)).kv_values
     bytes_a_value = 1 if config.kv.name == "fp8" else DTYPE_BYTES[config.rollout.dtype]
     return CacheSize(

@@ -14,7 +14,7 @@ from rltk.config import Config
 from rltk.devices import cores, device, gpus
 
 # Ray CPUs of one actor where there is room for everybody. Reward processes and workers mostly wait.
-RAY_CPUS = {"engine": 1.0, "worker": 0.25, "reward": 0.25, "rank": 1.0}
+RAY_CPUS = {"engine": 1.0, "worker": 0.25, "reward": 0.25, "tool": 0.25, "rank": 1.0}
 ROOM = 0.95  # of the cores is given to roles; the rest leaves short-lived tasks a place
 
 
@@ -28,6 +28,7 @@ class Placement:
     engine_cpus: float
     worker_cpus: float
     reward_cpus: float
+    tool_cpus: float
     rank_cpus: float
     engine_gpus: float
     rank_gpus: float
@@ -42,7 +43,11 @@ def place(config: Config) -> Placement:
     """Never fails: `rltk.checks.check` says what does not fit."""
     where, have = device(config.cluster), cores()
     engines, ranks = config.rollout.engines, config.learner.ranks
-    counts = {"engine": engines, "worker": config.rollout.workers, "reward": config.reward.workers, "rank": ranks}
+    executors = config.tools.executors if config.tools.enabled else 0
+    counts = {
+        "engine": engines, "worker": config.rollout.workers, "reward": config.reward.workers, "tool": executors,
+        "rank": ranks,
+    }  # fmt: skip
     wanted = sum(RAY_CPUS[role] * count for role, count in counts.items())
     scale = min(1.0, ROOM * have / max(wanted, 1e-9))
     cpus = {role: max(0.01, _floor(share * scale)) for role, share in RAY_CPUS.items()}
@@ -59,6 +64,7 @@ def place(config: Config) -> Placement:
         engine_cpus=cpus["engine"],
         worker_cpus=cpus["worker"],
         reward_cpus=cpus["reward"],
+        tool_cpus=cpus["tool"],
         rank_cpus=cpus["rank"],
         engine_gpus=0.0 if where == "cpu" else (_floor(share) if shared else 1.0),
         rank_gpus=0.0 if where == "cpu" else max(0.0, _floor(left)),

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rltk.checks import run_dir
 from rltk.config import Config
-from rltk.kv_size import cache_size, describe
+from rltk.kv_size import cache_size, describe, trajectory_tokens
 from rltk.model_folder import DTYPE_BYTES, ModelFacts, facts
 from rltk.placement import Placement, place
 
@@ -99,25 +100,28 @@ def _roles(config: Config, at: Placement) -> tuple[Role, ...]:
     rule = reward.path or "the task's rule"
     scoring = f"{rule}, in {reward.processes} killable processes each, {reward.deadline_s:g} s a sample"
     training = f"DeepSpeed ZeRO-{learner.zero_stage}, {learner.dtype}, lr {learner.lr:g} {learner.schedule}"
+    engine = f"vLLM, {rollout.dtype}"
     return (
-        Role(
-            "rollout engine",
-            rollout.engines,
-            at.engine_cpus,
-            at.engine_gpus,
-            at.engine_threads,
-            f"vLLM, {rollout.dtype}",
-        ),
+        Role("rollout engine", rollout.engines, at.engine_cpus, at.engine_gpus, at.engine_threads, engine),
         Role("rollout worker", rollout.workers, at.worker_cpus, 0.0, 1, "turns, tokenizer"),
+        *_executors(config, at),
         Role("reward worker", reward.workers, at.reward_cpus, 0.0, reward.processes, scoring),
         Role("learner rank", learner.ranks, at.rank_cpus, at.rank_gpus, at.rank_threads, training),
     )
 
 
+def _executors(config: Config, at: Placement) -> Iterator[Role]:
+    tools = config.tools
+    if tools.enabled:
+        runs = f", isolation {tools.jail.isolation}" if "python" in tools.use else ""
+        note = f"{', '.join(tools.use)} ({tools.format}), at most {tools.max_calls} calls a trajectory{runs}"
+        yield Role("tool executor", tools.executors, at.tool_cpus, 0.0, tools.slots, note)
+
+
 def _batch(config: Config) -> BatchPlan:
     prompts, samples, ranks = config.batch.prompts, config.batch.samples, config.learner.ranks
     minibatches, steps = config.algorithm.minibatches, config.steps
-    longest = config.task.max_prompt_tokens + config.task.max_response_tokens
+    longest = trajectory_tokens(config)
     a_minibatch = prompts * samples // minibatches
     a_rank = math.ceil(a_minibatch / ranks)
     # A micro-batch takes sequences while they fit, so it holds at least this many; a longer one gets its own.

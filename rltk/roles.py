@@ -18,6 +18,7 @@ from rltk.rewards.actor import RewardWorker
 from rltk.rewards.scorer import ScorerSpec
 from rltk.rollout.actor import EngineActor
 from rltk.rollout.engine import EngineOptions
+from rltk.rollout.tools.executor import ToolExecutor, concurrency
 from rltk.rollout.worker import RolloutWorker
 
 
@@ -56,11 +57,13 @@ class Roles:
     engines: list[Any] = field(default_factory=list)
     workers: list[Any] = field(default_factory=list)
     rewards: list[Any] = field(default_factory=list)
+    executors: list[Any] = field(default_factory=list)
     learner: LearnerGroup | None = None
 
     def named(self) -> dict[str, Any]:
         """Every actor by its name, as in `rollout engine 0`."""
         kinds = {"rollout engine": self.engines, "rollout worker": self.workers, "reward worker": self.rewards}
+        kinds["tool executor"] = self.executors
         kinds["learner rank"] = self.learner.ranks if self.learner else []
         return {f"{kind} {number}": actor for kind, actors in kinds.items() for number, actor in enumerate(actors)}
 
@@ -93,6 +96,13 @@ def cache_report(roles: Roles, config: Config) -> dict[str, Any]:
     )
 
 
+def tool_report(roles: Roles, config: Config) -> dict[str, Any]:
+    """What the tool executors have: {"isolation": ..., "tools": [...]} of the weakest; {}: no tools."""
+    asked = [executor.ready.remote() for executor in roles.executors]
+    found = watch.get(asked, "say their isolation", "driver", "tool executors", config.deadlines.sync)
+    return min(found, key=lambda report: report["isolation"] == "strict") if found else {}
+
+
 def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> None:
     """Fills `roles` as it goes, so that whoever called knows of every actor there is."""
     if train:
@@ -110,16 +120,20 @@ def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> N
         placed = RewardWorker.options(num_cpus=placement.reward_cpus)
         spec = scorer_spec(config)
         roles.rewards.append(placed.remote(spec, reward.processes, reward.deadline_s, reward.memory_gib))
+    roles.executors += _executors(config, placement)
     deadlines = {"rollout": config.deadlines.rollout, "reward": config.deadlines.reward}
     for served in served_engines(config.rollout.engines, config.rollout.workers):
         worker = ray.remote(RolloutWorker).options(num_cpus=placement.worker_cpus, runtime_env=_environment())
         engines = [roles.engines[number] for number in served]
         roles.workers.append(
-            worker.remote(config.model.path, engines, roles.rewards, deadlines, config.model.chat_template)
-        )
+            worker.remote(
+                config.model.path, engines, roles.rewards, deadlines, config.model.chat_template,
+                config.tools, roles.executors, config.attc, config.dtsr,
+            )
+        )  # fmt: skip
     waiting = [
         *(roles.learner.start() if roles.learner else []),
-        *(role.ready.remote() for role in (*roles.engines, *roles.workers, *roles.rewards)),
+        *(role.ready.remote() for role in (*roles.engines, *roles.workers, *roles.rewards, *roles.executors)),
     ]
     _wait_started(waiting, "the roles", list(roles.named().values()), config)
 
@@ -136,6 +150,17 @@ def _engine(config: Config, placement: Placement) -> Any:
         )
         .remote(engine_options(config, placement))
     )
+
+
+def _executors(config: Config, placement: Placement) -> list[Any]:
+    """Ray restarts one that dies: a call has no effect outside it, so that whoever asked asks again."""
+    tools = config.tools
+    if not tools.enabled:
+        return []
+    actor = ray.remote(ToolExecutor).options(
+        num_cpus=placement.tool_cpus, max_restarts=-1, max_concurrency=concurrency(tools)
+    )
+    return [actor.remote(tools) for _ in range(tools.executors)]
 
 
 def _learner(config: Config, placement: Placement) -> LearnerGroup:

@@ -9,6 +9,7 @@ from rltk.ledger import Ledger
 from rltk.metrics import LearnedArrays, step_metrics
 from rltk.rollout.kv.options import KVOptions
 from rltk.sync.shared_memory import Published
+from rltk.tool_metrics import tool_figures
 
 
 def step_row(
@@ -25,6 +26,7 @@ def step_row(
     Beside the learner's own metrics and those of `rltk.metrics.step_metrics`, over everything that was sampled:
 
     mismatch/mean/<cause>      see `rltk.causes.by_cause`
+    tools/..., attc/..., dtsr/...   see `rltk.tool_metrics.tool_figures`
     probe/max, probe/mean      log-prob differences of engine and learner at the weights that the step made
     weight_version             the step whose weights these are
     failed                     samples that could not be used
@@ -36,9 +38,10 @@ def step_row(
     tokens_per_s/rollout, tokens_per_s/learner
     """
     trajectories = gathered.sampled
-    levels = [gathered.records[t.group_id].level for t in trajectories]
+    records = [gathered.records[t.group_id] for t in trajectories]
     arrays = _arrays(gathered, learned)
-    row = step_metrics(trajectories, arrays, levels) | _with_deviations(learned.metrics)
+    row = step_metrics(trajectories, arrays, [r.level for r in records]) | _with_deviations(learned.metrics)
+    row |= tool_figures(trajectories, records)
     sampled_with = (published.version[0], published.version[1] - 1)  # `published` are the weights the step made
     row |= by_cause(trajectories, arrays.old, sampled_with, kv, published.probe.mean)
     row |= {"probe/max": published.probe.largest, "probe/mean": published.probe.mean}

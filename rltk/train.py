@@ -101,7 +101,7 @@ def _open(folder: Path, config: Config) -> dict[str, Any]:
 def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Objective, record: dict[str, Any]) -> int:
     from rltk.cluster import connect
     from rltk.driver import Driver
-    from rltk.roles import cache_report, start_roles
+    from rltk.roles import cache_report, start_roles, tool_report
     from rltk.tracker import Tracker
 
     tracker = Tracker(folder, config, record["wandb_id"])
@@ -109,7 +109,7 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Obje
     with suppress(FileNotFoundError):  # of an earlier, interrupted part of the run
         (folder / "summary.json").rename(folder / "summary.previous.json")
     run_id = f"{os.getpid()}-{secrets.token_hex(4)}"
-    status, driver, cache, problem = "failed", None, {}, ""
+    status, driver, cache, tools, problem = "failed", None, {}, {}, ""
     try:
         tracker.phase("start Ray")
         with connect(config.cluster, plan.placement) as logs:
@@ -119,6 +119,9 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Obje
                 if cache := cache_report(roles, config):
                     held = f"{cache['blocks']} blocks hold {cache['blocks'] // cache['cap_blocks']} sequences"
                     tracker.console.message(f"kv: {describe(config)}; {held} ({cache['runner']} runner)")
+                if tools := tool_report(roles, config):
+                    isolation = f"; isolation {tools['isolation']}" if tools["isolation"] else ""
+                    tracker.console.message(f"tools: {', '.join(tools['tools'])}{isolation}")
                 driver = Driver(config, plan.placement, folder, task, objective, tracker, roles, run_id)
                 status = driver.run()
             except BaseException:
@@ -130,16 +133,18 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Obje
         problem = f"{type(error).__name__}: {error}"
         raise
     finally:
-        _finish(tracker, driver, cache, status, problem, record["config_hash"])
+        proved = {"kv_engine": cache} if cache else {}
+        proved |= {"tools": tools} if tools else {}
+        _finish(tracker, driver, proved, status, problem, record["config_hash"])
     files = "  (report.html, summary.json, model/)" if status == "finished" else ""
     print(f"{status}: {folder}{files}")
     return 0 if status == "finished" else 130
 
 
 def _finish(
-    tracker: Tracker, driver: Driver | None, cache: dict[str, Any], status: str, problem: str, config_hash: str
+    tracker: Tracker, driver: Driver | None, proved: dict[str, Any], status: str, problem: str, config_hash: str
 ) -> None:
-    """Summary and report, whatever the run came to."""
+    """Summary and report, whatever the run came to. `proved`: what runs, as its roles said at their start."""
     if driver is None:  # it never began
         tracker.finish({"status": status, "error": problem, "steps": 0})
         return
@@ -148,7 +153,7 @@ def _finish(
     state, ledger = driver.state, driver.state.ledger
     counts = {"issued": ledger.issued, "trained": ledger.trained, "dropped": dict(ledger.dropped)}
     summary = state.summary.result(status, state.version, config_hash, counts)
-    summary |= {"kv_engine": cache} if cache else {}
+    summary |= proved
     tracker.finish(summary | ({"error": problem} if problem else {}))
     report.build(driver.folder)
 

@@ -78,8 +78,8 @@ class Segment:
 class ToolUse:
     """One tool call of a trajectory and how it ended: for metrics, rewards and people.
 
-    `status` is one of rltk.rollout.tools.types.STATUSES; `code` is what was run, or the arguments as JSON; `output` what
-    the model was shown of the result. Seconds: `queue_s` waited for a place, `run_s` wall, `cpu_s` processor time.
+    `status` is one of rltk.rollout.tools.types.STATUSES; `code` is what was run, or the arguments as JSON; `output` is
+    what the model was shown of the result. Seconds: `queue_s` waited for a place, `run_s` wall, `cpu_s` processor time.
     """
 
     turn: int

@@ -10,6 +10,7 @@ from typing import Any
 from rltk.config import Config
 from rltk.model_folder import DTYPE_BYTES
 from rltk.nearest import meant
+from rltk.rollout.tools.options import FORMATS, ISOLATIONS, MODES, SESSIONS, VOID_TURNS
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.dtype": tuple(DTYPE_BYTES),
@@ -19,6 +20,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ratio.reference": ("old", "mu"),
     "cluster.device": ("auto", "cpu", "gpu"),
     "tracker.mode": ("offline", "online"),
+    "tools.format": FORMATS,
+    "tools.session": SESSIONS,
+    "tools.void_turns": VOID_TURNS,
+    "tools.jail.isolation": ISOLATIONS,
+    "attc.mode": MODES,
+    "dtsr.mode": MODES,
     "resume": ("never", "auto"),
 }
 AT_LEAST_1 = [
@@ -38,6 +45,18 @@ AT_LEAST_1 = [
     "evaluation.problems",
     "evaluation.samples",
     "checkpoint.keep",
+    "tools.max_calls",
+    "tools.output_tokens",
+    "tools.total_tokens",
+    "tools.executors",
+    "tools.slots",
+    "tools.queue",
+    "tools.jail.memory_mib",
+    "tools.jail.output_kib",
+    "tools.jail.wall_factor",
+    "dtsr.max_checks",
+    "dtsr.reply_tokens",
+    "dtsr.threshold",
 ]
 AT_LEAST_0 = [
     "seed",
@@ -53,6 +72,9 @@ AT_LEAST_0 = [
     "sync.probe_max",
     "sync.probe_mean",
     "pipeline.max_staleness",
+    "tools.turn_tokens",
+    "tools.jail.files_mib",
+    "dtsr.gap_tokens",
 ]
 ABOVE_0 = [
     "learner.lr",
@@ -67,6 +89,10 @@ ABOVE_0 = [
     "deadlines.reward",
     "deadlines.learner",
     "deadlines.sync",
+    "tools.call_deadline_s",
+    "tools.deadline_s",
+    "tools.jail.cpu_s",
+    "attc.threshold",
 ]
 
 
@@ -87,6 +113,9 @@ def value_problems(config: Config) -> Iterator[str]:
     for key in ("learner.beta1", "learner.beta2"):
         if not 0 <= (value := get(config, key)) < 1:
             yield f"{key} = {value} must be at least 0 and under 1"
+    for key, most in (("attc.threshold", 1), ("dtsr.threshold", 100)):
+        if (value := get(config, key)) > most:
+            yield f"{key} = {value} must be at most {most}"
     if config.learner.zero_stage not in range(4):
         yield f"learner.zero_stage = {config.learner.zero_stage} is not known: set it to 0, 1, 2 or 3"
     if config.pipeline.max_staleness > 0:

@@ -7,12 +7,13 @@ from rltk.report.data import Run
 from rltk.time_ledger import STAGES
 
 CLIPS = {"share": "any bound", "high": "upper", "low": "lower", "dual": "dual", "outside": "outside"}
+CALL_SECONDS = {"queue": "waiting", "run": "wall", "cpu": "processor"}
 
 
 def sections(run: Run) -> list[tuple[str, list[Chart]]]:
     """(heading, charts), empty sections left out."""
     found = [("Learning", _learning(run)), ("The update", _update(run)), ("Sampler against learner", _mismatch(run))]
-    found += [("Responses", _responses(run)), ("Time", _time(run))]
+    found += [("Responses", _responses(run)), ("Tools", _tools(run)), ("Time", _time(run))]
     charts = [(heading, [chart for chart in charts if chart is not None]) for heading, charts in found]
     return [(heading, kept) for heading, kept in charts if kept]
 
@@ -159,6 +160,39 @@ def _responses(run: Run) -> list[Chart | None]:
             zero=True,
         ),
         line_chart("Truncated", "responses cut off by the limit", [_metric(run, "truncated", colour=1)], percent=True),
+    ]
+
+
+def _tools(run: Run) -> list[Chart | None]:
+    ended = [name for name in run.names("tools/status/") if any(run.series(name)[1])]
+    seconds = [_metric(run, f"tools/{name}_s_p95", label, i) for i, (name, label) in enumerate(CALL_SECONDS.items())]
+    return [
+        line_chart(
+            "Use",
+            "share of trajectories with a call",
+            [_metric(run, "tools/used", "training", 2), Series("held-out", *run.held_out("tools/used"), points=True)],
+            percent=True,
+        ),
+        line_chart("Calls", "of a trajectory, mean", [_metric(run, "tools/calls", colour=3)], zero=True),
+        line_chart(
+            "How calls end",
+            "share of calls",
+            [_metric(run, name, name.removeprefix("tools/status/"), i % COLOURS) for i, name in enumerate(ended)],
+            percent=True,
+        ),
+        line_chart("Seconds of a call", "95th percentile", seconds, zero=True),
+        line_chart(
+            "Trust",
+            "turns with calls that ATTC met with belief; wrong answers whose last result held the right one",
+            [_metric(run, "attc/trust", "believed", 2), _metric(run, "tools/ignored", "result ignored", 1)],
+            percent=True,
+        ),
+        line_chart(
+            "Thought closed early",
+            "share of trajectories whose thought a sufficiency check closed",
+            [_metric(run, "dtsr/closed", "training", 2), Series("held-out", *run.held_out("dtsr/closed"), points=True)],
+            percent=True,
+        ),
     ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rltk.rollout.tools.options import JailOptions, ToolOptions
-from rltk.rollout.tools.remote import RemoteSandbox
 from rltk.rollout.tools.session import compose, renumbered
 from rltk.rollout.tools.threads import Threads
 from rltk.rollout.tools.types import Signature, ToolRequest, ToolResult
+
+if TYPE_CHECKING:
+    from rltk.rollout.tools.remote import RemoteSandbox
 
 STATELESS = "Runs a Python program and returns what it prints. Nothing is kept from one call to the next."
 REPLAY = "Runs Python code and returns what it prints. Variables are kept from one call to the next."
@@ -28,6 +31,8 @@ class PythonTool:
         self._replay = options.session == "replay"
         self._place: RemoteSandbox | LocalJail
         if options.jail.isolation == "remote":
+            from rltk.rollout.tools.remote import RemoteSandbox  # aiohttp takes half a second
+
             self._place = RemoteSandbox(options.jail, options.slots)
         else:
             self._place = LocalJail(options.jail, options.slots)
