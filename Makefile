@@ -22,8 +22,8 @@ train: $(STAMP)  ## train the tiny model with CTPO (ARGS="..." are passed on)
 
 env: $(DEV_STAMP)  ## build the environment, test tools included, and train nothing
 
-test: $(DEV_STAMP)  ## unit tests and the road in small
-	$(BIN)/python -m pytest tests/unit tests/integration $(ARGS)
+test: $(DEV_STAMP)  ## unit tests, the road in small, attacks on the jail
+	$(BIN)/python -m pytest tests/unit tests/integration tests/security $(ARGS)
 
 test-full: $(DEV_STAMP)  ## every test, the slow ones included
 	$(BIN)/python -m pytest -m "" tests $(ARGS)

@@ -21,6 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rltk.devices import cores, gpus
+from rltk.errors import ConfigError
+from rltk.rollout.jail import Jail, capabilities
+from rltk.rollout.tools.options import JailOptions
 
 IMPORT_DEADLINE_S = 180.0  # vLLM's first import on a cold disk takes most of a minute
 SHARED_MEMORY_GIB = 1.0  # weights go from learner to engines through /dev/shm; Ray's object store lies there too
@@ -53,6 +56,7 @@ def examine() -> list[Finding]:
         *_pins(),
         _cache_plugin(),
         _shared_memory(),
+        _jail(),
         _compiler(),
         *_ray_environment(),
         *_imports(),
@@ -131,6 +135,19 @@ def _shared_memory() -> Finding:
     if free < SHARED_MEMORY_GIB:
         return Finding("broken", "shared memory", found, "enlarge it; in a container: --shm-size=4g")
     return Finding("ok", "shared memory", found)
+
+
+def _jail() -> Finding:
+    """The isolation that code written by a model gets here (tools=python), proven by a trial call."""
+    try:
+        level = Jail(JailOptions(isolation="best_effort")).level
+    except ConfigError as error:
+        return Finding("note", "tool isolation", f"none: {error}", "tools=python cannot run code on this machine")
+    able = capabilities()
+    if not able.missing:
+        return Finding("ok", "tool isolation", f"{level}: Landlock ABI {able.landlock}, seccomp")
+    fix = "; ".join(f"{name}: {what}" for name, what in able.missing.items())
+    return Finding("note", "tool isolation", level, f"tools.jail.isolation=strict is refused here. {fix}")
 
 
 def _compiler() -> Finding:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ ENVIRONMENT = {
 }  # fmt: skip
 RECORD_BYTES = 64 * 1024  # child.py writes less
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+THREADS = 64  # each costs memory of the kernel, which the limit does not count, and a place in the table of processes
 FILES = 256  # in the folder of a call that has one
 # Longest waits between two looks at a call, and the shortest.
 TICK_S, FILES_TICK_S, SHORTEST_S = 0.1, 0.005, 0.005
@@ -54,7 +56,7 @@ class Call:
 
     def __init__(self, job: Job, stdin: bytes, folder: Path | None):
         self.folder = folder
-        self.fired = ""  # the limit that ended it: wall | cpu | output | files
+        self.fired = ""  # the limit that ended it: wall | cpu | output | threads | files | count
         self.code = 0  # of its exit; negative: the signal
         self.cpu_s = 0.0
         self.got = {"out": bytearray(), "err": bytearray(), "record": bytearray()}
@@ -96,7 +98,7 @@ class Call:
             left_s, cpu_left_s = until - time.monotonic(), limits.cpu_s - self._cpu_now()
             self.fired = "wall" if left_s <= 0 else "cpu" if cpu_left_s <= 0 else self._broken(limits)
             if self.fired:
-                return
+                break
             wait_s = max(min(left_s, cpu_left_s / CORES, tick_s), SHORTEST_S)
             if not self._pipes:  # it closed all: on its way out, or so it looks
                 wait_s = SHORTEST_S
@@ -105,21 +107,21 @@ class Call:
                     poll.unregister(reading)
                     os.close(reading)
                     del self._pipes[reading]
-        for reading in self._pipes:  # what it said before it ended
-            while self._read(reading, limits) and not self.fired:
-                self.fired = self._broken(limits)
+        for reading in self._pipes:  # what it said before
+            while self._read(reading, limits) and not self._over:
+                pass
+        self.fired = self.fired or self._broken(limits)
 
     def end(self) -> None:
         """Kill what lives, reap it, close the pipes, remove the folder."""
         pid = self._process.pid
         # The process is not reaped yet, so its number and its group's are still its own.
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        _, status, used = os.wait4(pid, 0)
-        self.code = self._process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu_s = used.ru_utime + used.ru_stime
+        with suppress(ChildProcessError):
+            _, status, used = os.wait4(pid, 0)
+            self.code = self._process.returncode = os.waitstatus_to_exitcode(status)
+            self.cpu_s = used.ru_utime + used.ru_stime
         self._close()
 
     def _close(self) -> None:
@@ -139,6 +141,13 @@ class Call:
         except OSError:  # it has just ended, or there is no such clock here: RLIMIT_CPU holds by itself
             return 0.0
 
+    def _threads(self) -> int:
+        try:
+            with open(f"/proc/{self._process.pid}/stat") as file:
+                return int(file.read().rpartition(")")[2].split()[17])
+        except OSError:
+            return 0
+
     def _read(self, reading: int, limits: Limits) -> bool:
         """Take what is there; False at the end of the stream. No more is kept than may be shown."""
         name = self._pipes[reading]
@@ -152,15 +161,17 @@ class Call:
         return bool(data)
 
     def _broken(self, limits: Limits) -> str:
-        """The limit that what it wrote has broken, or an empty string."""
+        """The limit that what it wrote or started has broken, or an empty string."""
         if self._over or len(self.got["out"]) + len(self.got["err"]) > limits.output_bytes:
             return "output"
+        if self._threads() > THREADS:
+            return "threads"
         if self.folder is None:
             return ""
         count = size = 0  # the folder is flat: nothing in it can be removed, renamed or made but files
         for entry in os.scandir(self.folder):
             count, size = count + 1, size + 512 * entry.stat(follow_symlinks=False).st_blocks
-        return "files" if count > FILES or size > limits.files_bytes else ""
+        return "count" if count > FILES else "files" if size > limits.files_bytes else ""
 
 
 def _memory_file(content: bytes) -> int:

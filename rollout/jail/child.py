@@ -1,4 +1,4 @@
-"""Runs inside: gives up every right it can, then runs the source. Started by run.py as `python -P -s -S -B child.py FD`.
+"""Runs inside: gives up every right it can, then runs the source. call.py starts it: `python -P -s -S -B child.py FD`.
 
 Standard library only, and as few imports as possible: each call pays for them.
 """
@@ -46,6 +46,8 @@ def confine(parent, limits, rules, filter):
     except OSError:
         pass
     for which, value in limits:
+        hardest = resource.getrlimit(which)[1]  # only root may go above it
+        value = value if hardest == resource.RLIM_INFINITY else min(value, hardest)
         resource.setrlimit(which, (value, value))
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capset(2), version 3, this process: root keeps its name only
     must(libc.capset(header, (ctypes.c_uint32 * 6)()))
@@ -58,6 +60,7 @@ def confine(parent, limits, rules, filter):
         must(libc.syscall(RESTRICT_SELF, rules, 0))
         os.close(rules)
     if filter:
+
         class Program(ctypes.Structure):
             _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
@@ -103,7 +106,8 @@ def last_line(error):
         message = str(error)
     except BaseException:
         message = ""
-    return f"{type(error).__name__}: {message}"[:ERROR_CHARACTERS] if message else type(error).__name__
+    name = type(error).__name__
+    return (f"{name}: {message}" if message else name)[:ERROR_CHARACTERS]
 
 
 def main():

@@ -6,7 +6,6 @@ import math
 import os
 import resource
 import signal
-import tempfile
 import time
 import weakref
 from collections.abc import Sequence
@@ -14,14 +13,22 @@ from pathlib import Path
 
 from rltk.errors import ConfigError
 from rltk.rollout.jail import landlock, paths, seccomp
-from rltk.rollout.jail.call import Call, Job, Limits
+from rltk.rollout.jail.call import FILES, THREADS, Call, Job, Limits
 from rltk.rollout.jail.capabilities import capabilities
+from rltk.rollout.jail.folders import Folders
 from rltk.rollout.jail.text import shown
 from rltk.rollout.tools.options import JailOptions
 from rltk.rollout.tools.types import Status, ToolResult
 
 OPEN_FILES, STACK_MIB = 64, 8
 MIB = 2**20
+FIRED: dict[str, tuple[Status, str]] = {
+    "wall": ("timeout", "wall {wall_s:g} s"),
+    "output": ("output_limit", "output {options.output_kib} KiB"),
+    "files": ("output_limit", "files {options.files_mib} MiB"),
+    "count": ("output_limit", f"files {FILES}"),
+    "threads": ("killed", f"threads {THREADS}"),
+}
 # A trial call, at the start: what it tries must fail where the machine is said to confine it.
 TRIAL = """
 import os
@@ -55,9 +62,11 @@ class Jail:
         self.options, self.level = options, able.level
         self._landlock = able.landlock
         self._readable = paths.readable(tuple(packages))
+        paths.compile_missing(self._readable)
         self._filter = seccomp.program(writes=able.landlock > 0) if able.seccomp else b""
+        self._folders = Folders() if options.files_mib > 0 else None
         # One set of rules serves all calls, unless each has a folder of its own.
-        self._rules = self._ruleset() if options.files_mib == 0 else -1
+        self._rules = self._ruleset() if self._folders is None else -1
         if self._rules >= 0:
             weakref.finalize(self, os.close, self._rules)
         self._prove(able.missing)
@@ -78,6 +87,8 @@ class Jail:
             return ToolResult("infra_error", f"the jail could not start a process: {error}")
         try:
             call.watch(limits)
+        except ChildProcessError:  # where SIGCHLD is ignored, the kernel reaps before anyone has seen how it ended
+            return ToolResult("infra_error", "something else in this process takes the exit codes of its children")
         finally:
             call.end()
         status, text, limit = self._verdict(call, limits)
@@ -85,8 +96,8 @@ class Jail:
 
     def _start(self, source: bytes, stdin: bytes) -> Call:
         rules, folder = self._rules, None
-        if self.options.files_mib > 0:
-            folder = Path(tempfile.mkdtemp(prefix="rltk-jail-"))
+        if self._folders is not None:
+            folder = self._folders.make()
             rules = self._ruleset(folder)
         try:
             may = self._readable
@@ -103,22 +114,20 @@ class Jail:
         return landlock.ruleset(self._landlock, may.files, may.listings, (*paths.DEVICES, *writable))
 
     def _verdict(self, call: Call, limits: Limits) -> tuple[Status, str, str]:
-        """(status, text, limit). It is `ok` only with a completion record; that can be forged, and no reward is in it."""
+        """(status, text, limit): `ok` only with a completion record. That can be forged; no reward comes of it."""
         text = shown(bytes(call.got["out"]), self._readable.hidden)
         started, ended, said = (call.got["record"].decode(errors="replace").split("\n", 2) + ["", ""])[:3]
-        if call.fired == "output":
-            return "output_limit", text, f"output {self.options.output_kib} KiB"
-        if call.fired == "files":
-            return "output_limit", text, f"files {self.options.files_mib} MiB"
-        if call.fired == "wall":
-            return "timeout", text, f"wall {limits.wall_s:g} s"
+        if started != "started":  # and so it is not the code's doing
+            why = call.fired and f", past its {call.fired} limit" or f", exit {call.code}"
+            log = call.got["err"].decode(errors="replace")[-2000:]
+            return "infra_error", f"the jail's process ended before the code ran{why}: {log}", ""
         if call.fired == "cpu" or (call.code == -signal.SIGKILL and call.cpu_s >= limits.cpu_s):
             return "timeout", text, f"cpu {limits.cpu_s:g} s"
-        if started != "started":
-            log = call.got["err"].decode(errors="replace")[-2000:]
-            return "infra_error", f"the jail's process ended (exit {call.code}) before the code ran: {log}", ""
+        if call.fired:
+            status, limit = FIRED[call.fired]
+            return status, text, limit.format(options=self.options, wall_s=limits.wall_s)
         if call.code < 0:
-            return "killed", text, f"signal {signal.Signals(-call.code).name}"
+            return "killed", text, f"signal {_signal(-call.code)}"
         if ended == "ok" and call.code == 0:
             return "ok", text, ""
         said = shown(said.encode(), self._readable.hidden) if ended else f"the program ended itself, exit {call.code}"
@@ -137,7 +146,7 @@ class Jail:
 def _check(options: JailOptions, missing: dict[str, str]) -> None:
     """Raises ConfigError where the options and this machine do not go together."""
     if options.isolation not in ("strict", "best_effort"):
-        raise ConfigError(f"tools.jail.isolation={options.isolation!r} does not run code here; strict or best_effort do")
+        raise ConfigError(f"tools.jail.isolation={options.isolation!r} runs no code here; strict and best_effort do")
     if options.isolation == "strict" and missing:
         said = "; ".join(f"{name}: {fix}" for name, fix in missing.items())
         raise ConfigError(
@@ -149,6 +158,11 @@ def _check(options: JailOptions, missing: dict[str, str]) -> None:
             f"tools.jail.files_mib={options.files_mib} needs landlock and seccomp, and this machine is without "
             f"{' and '.join(missing)}: code could write anywhere. Set tools.jail.files_mib=0"
         )
+
+
+def _signal(number: int) -> str:
+    """Its name; real-time signals have none."""
+    return signal.Signals(number).name if number in set(signal.Signals) else str(number)
 
 
 def _rlimits(options: JailOptions) -> tuple[tuple[int, int], ...]:

@@ -85,14 +85,15 @@ def program(writes: bool, machine: Machine | None = None) -> bytes:
     ]  # fmt: skip
     for number in machine.plain:
         code += _call(number, [_return(ALLOW)])
-    for number, position, values in ((machine.ioctl, 1, IOCTLS), (machine.fcntl, 1, FCNTLS), (machine.prctl, 0, PRCTLS)):
+    by_option = ((machine.ioctl, 1, IOCTLS), (machine.fcntl, 1, FCNTLS), (machine.prctl, 0, PRCTLS))
+    for number, position, values in by_option:
         code += _call(number, [_low(position), *_one_of(values)])
     forbidden = O_TMPFILE if writes else O_TMPFILE | O_WRITES
     for number, position in machine.opens:
         refused = _return(ERRNO | errno.EACCES)
         code += _call(number, [_low(position), _step(ANY_BIT, forbidden, 0, 1), refused, _return(ALLOW)])
-    thread = [_low(0), _step(ANY_BIT, CLONE_NAMESPACES, 2, 0), _step(ANY_BIT, CLONE_THREAD, 0, 1), _return(ALLOW), refuse]
-    code += _call(machine.clone, thread)
+    a_thread = [_step(ANY_BIT, CLONE_NAMESPACES, 2, 0), _step(ANY_BIT, CLONE_THREAD, 0, 1), _return(ALLOW), refuse]
+    code += _call(machine.clone, [_low(0), *a_thread])
     # Its own limits may be read, none set, and none of another process: same user, same right to set them.
     nothing = [step for load in (_low(0), _low(2), _high(2)) for step in (load, _step(EQUAL, 0, 1, 0), refuse)]
     code += _call(machine.prlimit64, [*nothing, _return(ALLOW)])
