@@ -25,7 +25,9 @@ class ScorerSpec:
     """A scorer by its import path: what travels to the reward processes.
 
     kind "task": `target` is a task class, built once a process with `options`; it scores by
-    `task.score(record, trajectory.text)`. A task may have `warm_up()`, called once before its first sample.
+    `task.score(record, text)`, of what the model itself wrote: an answer that a tool printed is nobody's. A task with
+    `score_trajectory(record, trajectory)` is given the whole trajectory instead, its tool calls and their results
+    included. A task may have `warm_up()`, called once before its first sample.
     kind "function": `target` is the user's plain or async function `score(trajectory, record, **options)`, or a class
     that is built with `options` and then called so. It returns a number, None (mask the sample) or a RewardRecord.
     """
@@ -110,7 +112,9 @@ def _task_scorer(spec: ScorerSpec, target: Any, warm_up: bool) -> Scorer:
     if warm_up and hasattr(task, "warm_up"):
         task.warm_up()
     source = _source_file(target)
-    return lambda trajectory, record: _guard(lambda: task.score(record, trajectory.text), source)
+    if callable(getattr(task, "score_trajectory", None)):
+        return lambda trajectory, record: _guard(lambda: task.score_trajectory(record, trajectory), source)
+    return lambda trajectory, record: _guard(lambda: task.score(record, trajectory.answer_text), source)
 
 
 def _guard(call: Callable[[], Any], source: str) -> RewardRecord:

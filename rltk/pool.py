@@ -47,6 +47,7 @@ class RolloutPool:
             failed={uid: reason for r in results for uid, reason in r.failed.items()},
             generate_seconds=generated,
             reward_seconds=max(r.generate_seconds + r.reward_seconds for r in results) - generated,
+            partial={uid: state for r in results for uid, state in r.partial.items()},
         )
 
     def busy_seconds(self) -> float:

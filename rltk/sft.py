@@ -1,4 +1,4 @@
-"""Supervised warm start: build the project's small model and teach it sound solutions and shortcuts.
+"""Supervised warm start: build the project's small model, or take one, and teach it sound solutions and shortcuts.
 
     python -m rltk.sft [--config conf/sft.yaml] [key=value ...]      e.g. out=my_model seed=1 steps=100 model.hidden=96
 
@@ -17,11 +17,14 @@ from pathlib import Path
 
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from rltk.config import Task as TaskConfig
 from rltk.errors import ConfigError
 from rltk.models.build import build_model, build_tokenizer, save
-from rltk.sft_data import Examples, corpus, draw_examples, pack
+from rltk.rollout.tokens import load_tokenizer
+from rltk.sft_data import WITH_TOOLS, Examples, corpus, draw_examples, pack
+from rltk.sft_measure import measure
 from rltk.tasks import Task, build_task
 
 CONF = Path(__file__).parent / "conf"
@@ -75,53 +78,6 @@ def summed_loss(model, batch: MicroBatch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
 
 
-@torch.no_grad()
-def measure(model, tokenizer, task: Task, problems: int, samples: int, max_tokens: int, rows: int = 2048) -> dict:
-    """Accuracy on held-out problems: `samples` a problem at T = 1, or greedy where `samples` is 0.
-
-    A response has at most `max_tokens` tokens; `rows` are sampled at once.
-
-    Returns accuracy, the flawed share of the right answers, mean tokens of a response, and accuracy by level.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    records = [r for r in task.held_out(problems) for _ in range(max(1, samples))]
-    records.sort(key=lambda r: len(r.messages[-1]["content"]))
-    scored, tokens = [], 0
-    for begin in range(0, len(records), rows):
-        part = records[begin : begin + rows]
-        prompts = tokenizer.apply_chat_template(
-            [list(r.messages) for r in part],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-            padding=True,
-        ).to(device)
-        sampling = (
-            {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if samples else {"do_sample": False}
-        )
-        out = model.generate(
-            input_ids=prompts["input_ids"],
-            attention_mask=prompts["attention_mask"],
-            max_new_tokens=max_tokens,
-            **sampling,
-        )[:, prompts["input_ids"].shape[1] :]
-        tokens += int((out != tokenizer.pad_token_id).sum())
-        texts = tokenizer.batch_decode(out, skip_special_tokens=True)
-        scored += [(r.level, task.score(r, text)) for r, text in zip(part, texts, strict=True)]
-    right = [s for _, s in scored if s.correct]
-    levels = {}
-    for level in sorted({level for level, _ in scored}, key=int):
-        of_level = [s.correct for at, s in scored if at == level]
-        levels[level] = round(sum(of_level) / len(of_level), 3)
-    return {
-        "accuracy": round(len(right) / len(scored), 4),
-        "flawed_among_right": round(sum(bool(s.flawed) for s in right) / max(1, len(right)), 4),
-        "mean_tokens": round(tokens / len(scored), 1),
-        "levels": levels,
-    }
-
-
 def mixed_batches(
     examples: list[Examples], sizes: list[int], width: int, seed: int, device
 ) -> Iterator[list[MicroBatch]]:
@@ -166,6 +122,24 @@ def _child(place, name: str, key: str):
     return place[_key(place, name)]
 
 
+def start_tokenizer(config: dict, tasks: list[Task]):
+    """That of the folder `init`, or one trained on the tasks."""
+    if config["init"] is None:
+        return build_tokenizer(corpus(tasks), config["model"]["vocabulary"])
+    tokenizer = load_tokenizer(config["init"])
+    for key in ("is_local", "local_files_only"):  # how it was loaded; it would be saved as a part of it
+        tokenizer.init_kwargs.pop(key, None)
+    return tokenizer
+
+
+def start_model(config: dict, tokenizer):
+    """The weights of the folder `init`, or random ones in the shape of `model`; fp32."""
+    if config["init"] is None:
+        shape = {key: value for key, value in config["model"].items() if key != "vocabulary"}
+        return build_model(tokenizer, **shape)
+    return AutoModelForCausalLM.from_pretrained(config["init"], dtype=torch.float32)
+
+
 def run(config: dict) -> None:
     began = time.monotonic()
     device = config["device"]
@@ -173,11 +147,13 @@ def run(config: dict) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch sees no GPU here; use device=cpu or device=auto")
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
     print(yaml.safe_dump(config, sort_keys=False), flush=True)
 
     configs = {name: task_config(name) for name in config["tasks"]}
     tasks = {name: build_task(task) for name, task in configs.items()}
-    tokenizer = build_tokenizer(corpus(tasks.values()), config["model"]["vocabulary"])
+    tokenizer = start_tokenizer(config, list(tasks.values()))
     examples = [
         draw_examples(tokenizer, tasks[name], part["levels"], part["examples"], config["seed"], config["processes"])
         for name, part in config["tasks"].items()
@@ -185,8 +161,7 @@ def run(config: dict) -> None:
     print(f"{sum(map(len, examples))} examples in {time.monotonic() - began:.0f} s", flush=True)
 
     torch.manual_seed(config["seed"])
-    shape = {key: value for key, value in config["model"].items() if key != "vocabulary"}
-    model = build_model(tokenizer, **shape).to(device)
+    model = start_model(config, tokenizer).to(device)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
     sizes = [part["batch"] for part in config["tasks"].values()]
     batches = mixed_batches(examples, sizes, config["tokens_per_row"], config["seed"], device)
@@ -198,7 +173,8 @@ def run(config: dict) -> None:
     for name, task in tasks.items():
         for samples in (config["held_out"]["samples"], 0):
             most = configs[name].max_response_tokens
-            result = measure(model, tokenizer, task, config["held_out"]["problems"], samples, most)
+            tools = task.name in WITH_TOOLS
+            result = measure(model, tokenizer, task, config["held_out"]["problems"], samples, most, tools)
             print(f"held-out {name} {f'avg@{samples}' if samples else 'greedy'} {result}", flush=True)
     print(f"wrote {config['out']} after {time.monotonic() - began:.0f} s", flush=True)
 

@@ -12,21 +12,23 @@ import numpy as np
 import torch
 
 from rltk.errors import ConfigError
-from rltk.tasks.demonstrations import STYLES, demonstrate
+from rltk.tasks import demonstrations, tool_demonstrations
 
 # Words that later uses of the tokenizer (tools, judging, users' problems) meet often.
 _WORDS = "system tool python print step answer problem solution paragraph wrong right first result the of and is not"
 _CHUNK = 5000  # examples drawn from one random stream
+WITH_TOOLS = ("arithmetic_tool",)  # tasks whose responses come from tool_demonstrations
 
 
 @dataclass(frozen=True)
 class Examples:
-    """ids int32 [total]; starts, lengths, prompts int64 [n]: where each example begins, its tokens, its prompt."""
+    """ids int32 and learnt bool [total]: tokens, and which of them the model is to write; starts and lengths int64 [n]:
+    where each example begins, and its tokens."""
 
     ids: torch.Tensor
+    learnt: torch.Tensor
     starts: torch.Tensor
     lengths: torch.Tensor
-    prompts: torch.Tensor
     pad: int
 
     def __len__(self) -> int:
@@ -35,17 +37,17 @@ class Examples:
 
 def pack(parts: list[tuple[Examples, torch.Tensor]], width: int, device="cpu") -> dict[str, torch.Tensor]:
     """Model inputs that hold the chosen examples (indices [m] of each part) in rows of `width` tokens, without padding
-    between them: `input_ids`, `labels` (-100 on prompts and padding) and `position_ids` int64 [R, width], and
-    `attention_mask` bool [R, 1, width, width], causal and confined to each example.
+    between them: `input_ids`, `labels` (-100 on padding and on all that the model is not to write) and `position_ids`
+    int64 [R, width], and `attention_mask` bool [R, 1, width, width], causal and confined to each example.
     """
     lengths = torch.cat([e.lengths[chosen] for e, chosen in parts])
-    tokens = torch.cat([e.ids[_spans(e.starts[chosen], e.lengths[chosen])] for e, chosen in parts]).long()
-    prompts = torch.cat([e.prompts[chosen] for e, chosen in parts])
+    places = [_spans(e.starts[chosen], e.lengths[chosen]) for e, chosen in parts]
+    tokens = torch.cat([e.ids[at] for (e, _), at in zip(parts, places, strict=True)]).long()
+    learnt = torch.cat([e.learnt[at] for (e, _), at in zip(parts, places, strict=True)])
     slots, rows = _place(lengths.tolist(), width)
 
     here = _spans(slots, lengths)
     position = _spans(torch.zeros_like(lengths), lengths)
-    answer = position >= prompts.repeat_interleave(lengths)
     document = torch.arange(len(lengths)).repeat_interleave(lengths)
 
     def laid_out(fill: int, values: torch.Tensor) -> torch.Tensor:
@@ -57,7 +59,7 @@ def pack(parts: list[tuple[Examples, torch.Tensor]], width: int, device="cpu") -
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return {
         "input_ids": laid_out(parts[0][0].pad, tokens),
-        "labels": laid_out(-100, torch.where(answer, tokens, -100)),
+        "labels": laid_out(-100, torch.where(learnt, tokens, -100)),
         "position_ids": laid_out(0, position),
         "attention_mask": same.tril(),
     }
@@ -90,7 +92,8 @@ def corpus(tasks: Iterable, problems: int = 300) -> Iterator[str]:
             for _ in range(problems):
                 record = task.sample(rng, level)
                 yield f"user\n{record.messages[-1]['content']}\n"
-                yield f"assistant\n{demonstrate(record, 'sound', rng)}\n"
+                _, solution = _demonstrate(task, record, styles(task)[0], rng)
+                yield f"assistant\n{''.join(text for text, _ in solution)}\n"
     for word in _WORDS.split():
         yield f"{word} {word} " * 50
 
@@ -101,7 +104,7 @@ def draw_examples(tokenizer, task, mixture: dict, count: int, seed: int, process
     Levels are drawn uniformly. The result depends on the arguments but for `processes` (0: one a core).
     """
     for level, shares in mixture.items():
-        check_shares(level, shares)
+        check_shares(level, shares, task)
     chunks = [min(_CHUNK, count - begin) for begin in range(0, count, _CHUNK)]
     work = [(tokenizer, task, mixture, size, f"sft/{task.name}/{seed}/{i}") for i, size in enumerate(chunks)]
     processes = min(processes or len(os.sched_getaffinity(0)), len(work))
@@ -110,36 +113,52 @@ def draw_examples(tokenizer, task, mixture: dict, count: int, seed: int, process
     else:
         with multiprocessing.get_context("fork").Pool(processes) as pool:
             parts = pool.map(_draw_chunk, work, chunksize=1)
-    ids, lengths, prompts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    ids, learnt, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
     starts = np.cumsum(lengths) - lengths
-    as_tensors = [torch.from_numpy(a) for a in (ids, starts, lengths, prompts)]
+    as_tensors = [torch.from_numpy(a) for a in (ids, learnt, starts, lengths)]
     return Examples(*as_tensors, pad=tokenizer.pad_token_id)
 
 
-def check_shares(level, shares: dict) -> None:
-    unknown = set(shares) - {*STYLES, "right"}
+def styles(task) -> tuple[str, ...]:
+    """The styles of responses that there are for this task, the sound one first."""
+    return (tool_demonstrations if task.name in WITH_TOOLS else demonstrations).STYLES
+
+
+def check_shares(level, shares: dict, task) -> None:
+    """Raises ConfigError for a style that the task has not, and for shares that are not all there is."""
+    known = [*styles(task), *(() if task.name in WITH_TOOLS else ("right",))]
+    unknown = set(shares) - set(known)
     if unknown:
-        raise ConfigError(f"level {level}: unknown style {sorted(unknown)[0]!r}; known: {', '.join(STYLES)}, right")
-    total = sum(shares.get(style, 0.0) for style in STYLES)
+        raise ConfigError(f"level {level}: unknown style {sorted(unknown)[0]!r}; known: {', '.join(known)}")
+    total = sum(share for style, share in shares.items() if style != "right")
     if abs(total - 1) > 1e-6:
         raise ConfigError(f"level {level}: the shares of the styles sum to {total:.3f}; they must sum to 1")
 
 
+def _demonstrate(task, record, style: str, rng: random.Random, right: float = 0.0):
+    """A conversation and the response to it in parts: text, and whether the model is to write it."""
+    if task.name in WITH_TOOLS:
+        return tool_demonstrations.demonstrate(record, style, rng)
+    return record.messages, [(demonstrations.demonstrate(record, style, rng, right), True)]
+
+
 def _draw_chunk(work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every part is tokenized by itself, as in a rollout: what a tool returns never merges with what stands beside."""
     tokenizer, task, mixture, count, stream = work
     rng = random.Random(stream)
-    levels = list(mixture)
-    questions, answers = [], []
-    for _ in range(count):
+    levels, known = list(mixture), styles(task)
+    parts, examples = [], []
+    for number in range(count):
         level = rng.choice(levels)
         shares = mixture[level]
         record = task.sample(rng, level)
-        style = rng.choices(STYLES, [shares.get(s, 0.0) for s in STYLES])[0]
-        chat = tokenizer.apply_chat_template(list(record.messages), add_generation_prompt=True, tokenize=False)
-        questions.append(chat)
-        answers.append(demonstrate(record, style, rng, shares.get("right", 0.0)) + tokenizer.eos_token)
-    prompt_ids = tokenizer(questions, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(answers, add_special_tokens=False)["input_ids"]
-    rows = [p + a for p, a in zip(prompt_ids, answer_ids, strict=True)]
-    flat = np.fromiter((t for row in rows for t in row), np.int32)
-    return flat, np.array([len(r) for r in rows]), np.array([len(p) for p in prompt_ids])
+        style = rng.choices(known, [shares.get(s, 0.0) for s in known])[0]
+        messages, response = _demonstrate(task, record, style, rng, shares.get("right", 0.0))
+        chat = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        parts += [(chat, False), *response, (tokenizer.eos_token, True)]
+        examples += [number] * (len(response) + 2)
+    ids = tokenizer([text for text, _ in parts], add_special_tokens=False)["input_ids"]
+    sizes = np.array([len(part) for part in ids])
+    flat = np.fromiter((t for part in ids for t in part), np.int32)
+    learnt = np.repeat([learnt for _, learnt in parts], sizes)
+    return flat, learnt, np.bincount(examples, weights=sizes).astype(np.int64)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 from rltk import watch
@@ -19,6 +19,15 @@ from rltk.rollout.engine import Completion, EngineOptions, Request, RolloutEngin
 from rltk.trajectory import Version
 
 log = logging.getLogger("rltk.rollout")
+
+
+@dataclass
+class Channel:
+    """One stream of completions; None in `done` closes it."""
+
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Queue
+    left: set[str] = field(default_factory=set)
 
 
 class EngineActor:
@@ -30,6 +39,7 @@ class EngineActor:
     def __init__(self, options: EngineOptions, version: Version = (0, 0)) -> None:
         self._commands: queue.Queue[tuple[Callable[[RolloutEngine], Any], Future]] = queue.Queue()
         self._sinks: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue]] = {}
+        self._channels: dict[str, Channel] = {}
         self._tokens = 0
         self._busy = 0.0
         self._ready: Future = Future()
@@ -40,29 +50,56 @@ class EngineActor:
         """Returns once the engine stands; raises what kept it from starting."""
         return await asyncio.wrap_future(self._ready)
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
-        """Stream completions as they finish. All requests are added, in order, before the next engine step."""
-        loop, done = asyncio.get_running_loop(), asyncio.Queue()
-        for request in requests:
-            self._sinks[request.uid] = (loop, done)
-        left = {request.uid for request in requests}
+    async def generate(
+        self, requests: Sequence[Request], channel: str | None = None
+    ) -> AsyncIterator[list[Completion]]:
+        """Stream completions as they finish. All requests are added, in order, before the next engine step.
+
+        With a channel (a name of the caller's), the stream goes on until `close`, over what `extend` adds to it.
+        """
+        stream = Channel(asyncio.get_running_loop(), asyncio.Queue())
+        left = stream.left
+        if channel is not None:
+            self._channels[channel] = stream
         try:
-            await self._call(lambda engine: engine.add(requests))
-            while left:
-                batch = [await done.get()]
-                while not done.empty():
-                    batch.append(done.get_nowait())
+            await self._add(stream, requests)
+            while left or channel is not None:
+                batch = [await stream.done.get()]
+                while not stream.done.empty():
+                    batch.append(stream.done.get_nowait())
                 for item in batch:
                     if isinstance(item, BaseException):
                         raise item
-                    left.discard(item.uid)
+                    if item is not None:
+                        left.discard(item.uid)
+                if None in batch:  # closed
+                    return
                 yield batch
         finally:
+            if channel is not None:
+                self._channels.pop(channel, None)
             for uid in left:
                 self._sinks.pop(uid, None)
             if left:
                 with contextlib.suppress(Exception):  # the engine may be what failed; that error is the one to see
                     await self._call(lambda engine: engine.abort(sorted(left)))
+
+    async def extend(self, channel: str, requests: Sequence[Request]) -> None:
+        """More requests for an open stream: in order, before the next engine step."""
+        if channel not in self._channels:
+            raise RltkError(f"there is no stream {channel} to extend: it was closed, or dropped")
+        await self._add(self._channels[channel], requests)
+
+    async def close(self, channel: str) -> None:
+        """End a stream; what still runs on it is aborted."""
+        if channel in self._channels:
+            self._channels[channel].done.put_nowait(None)
+
+    async def _add(self, stream: Channel, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._sinks[request.uid] = (stream.loop, stream.done)
+            stream.left.add(request.uid)
+        await self._call(lambda engine: engine.add(requests))
 
     async def drop(self) -> None:
         """Abort whatever runs: those who asked for it have given up, or hear of it now."""
@@ -70,6 +107,8 @@ class EngineActor:
         await self._call(lambda engine: engine.abort(engine.running))
         for uid in uids:
             self._deliver(uid, RltkError(f"request {uid} was dropped: its rollout is issued anew"))
+        for channel, stream in self._channels.items():  # one may be open while nothing runs on it
+            stream.done.put_nowait(RltkError(f"stream {channel} was dropped: its rollout is issued anew"))
 
     async def load_weights(self, path: str, version: Version) -> tuple[Version, str]:
         """Acknowledges with the version now in place and the checksum of the bytes that arrived."""

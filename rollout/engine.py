@@ -40,7 +40,11 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """One sampling request: tokens in, tokens out. temperature 0 is greedy."""
+    """One sampling request: tokens in, tokens out. temperature 0 is greedy.
+
+    stops: strings that end it as well. The token that completes one is the last that is kept, as it was sampled: it may
+    reach past the string.
+    """
 
     uid: str
     prompt_ids: list[int]
@@ -48,12 +52,14 @@ class Request:
     temperature: float
     seed: int
     stop_ids: tuple[int, ...]
+    stops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
     """ids int32 [n], logprobs float32 [n]; the stopping token is part of both (finish_reason "stop" or "length").
 
+    stop: the string of Request.stops that ended it; None: a stop id did, or its length.
     deaths: with kv.record, int32 [layers, heads, prompt + n]: position of the first query that no longer sees a token.
     """
 
@@ -63,6 +69,7 @@ class Completion:
     finish_reason: str
     weight_version: Version
     deaths: np.ndarray | None = None
+    stop: str | None = None
 
 
 class RolloutEngine:
@@ -137,8 +144,8 @@ class RolloutEngine:
                 seed=request.seed,
                 stop_token_ids=list(request.stop_ids),
                 logprobs=0,  # the sampled token's own
-                detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
+                **_stopping(request.stops),
             )
             # The salt keeps the prefix cache from serving keys and values of older weights.
             prompt = {"prompt_token_ids": request.prompt_ids, "cache_salt": f"{self.version[0]}.{self.version[1]}"}
@@ -166,7 +173,8 @@ class RolloutEngine:
         found = zip(sample.token_ids, sample.logprobs or [], strict=False)
         logprobs = np.asarray([at[token].logprob for token, at in found if token in at], np.float32)
         ids = np.asarray(sample.token_ids, np.int32)
-        return Completion(output.request_id, ids, logprobs, str(sample.finish_reason), self.version, deaths)
+        stop = sample.stop_reason if isinstance(sample.stop_reason, str) else None
+        return Completion(output.request_id, ids, logprobs, str(sample.finish_reason), self.version, deaths, stop)
 
     def abort(self, uids: Sequence[str]) -> None:
         self._engine.abort_request(list(uids))
@@ -206,6 +214,19 @@ class RolloutEngine:
                     values = [row[i].logprob for i, row in zip(ids[1:], rows[1:], strict=True)]
                     found[output.request_id] = np.asarray(values, np.float32)
         return [found[f"score-{number}"] for number in range(len(sequences))]
+
+
+def _stopping(stops: Sequence[str]) -> dict[str, Any]:
+    """Text is made only where a string is looked for; then with special tokens, as a format's marks may be such."""
+    if not stops:
+        return {"detokenize": False}
+    return {
+        "detokenize": True,
+        "stop": list(stops),
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+    }
 
 
 def _set_environment(options: EngineOptions) -> None:

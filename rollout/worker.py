@@ -8,48 +8,53 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rltk import watch
 from rltk.errors import ConfigError, MismatchError
+from rltk.rollout.dtsr import QUESTION_TOKENS
 from rltk.rollout.engine import Completion, Request
+from rltk.rollout.formats import build_format
+from rltk.rollout.interventions import Intervention, build_interventions
+from rltk.rollout.job import Job, Sampling
+from rltk.rollout.loop import TurnLoop
+from rltk.rollout.new_text import NewText
+from rltk.rollout.steps import State, TurnSettings
+from rltk.rollout.texts import model_segment
 from rltk.rollout.tokens import check_template, load_tokenizer, render_prompt, stop_ids
+from rltk.rollout.tools import registry
+from rltk.rollout.tools.client import ToolClient
+from rltk.rollout.tools.options import AttcOptions, DtsrOptions, ToolOptions
+from rltk.rollout.turns import Turns
 from rltk.trajectory import Record, RewardRecord, Segment, Trajectory
 
-
-@dataclass(frozen=True)
-class Job:
-    """One sample to roll out: the ledger's uid and group, the record, and the sampling seed."""
-
-    uid: str
-    group: str
-    record: Record
-    seed: int
-
-
-@dataclass(frozen=True)
-class Sampling:
-    temperature: float
-    max_prompt_tokens: int
-    max_response_tokens: int
+__all__ = ["Job", "RolloutResult", "RolloutWorker", "Sampling"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """Trajectories in the order of the jobs, scored; `failed` names samples that could not be used, with the reason."""
+    """Trajectories in the order of the jobs, scored; `failed` names samples that could not be used, with the reason.
+
+    partial: what `pause` left of the others, by uid; as Job.partial they go on, under whatever weights there are then.
+    """
 
     trajectories: list[Trajectory]
     failed: dict[str, str]
     generate_seconds: float  # until the last token
     reward_seconds: float  # from there until the last score
+    partial: dict[str, State] = field(default_factory=dict)
 
 
 class RolloutWorker:
-    """`engines` and `rewards` are actor handles; `deadlines` seconds: {"rollout": ..., "reward": ...}."""
+    """`engines`, `rewards` and `executors` are actor handles; `deadlines` seconds: {"rollout": ..., "reward": ...}.
+
+    Raises ConfigError where the chat template or the tokenizer cannot do what `tools.format` asks of them.
+    """
 
     def __init__(
         self,
@@ -58,11 +63,22 @@ class RolloutWorker:
         rewards: Sequence[Any],
         deadlines: dict[str, float],
         chat_template: str | None = None,
+        tools: ToolOptions | None = None,
+        executors: Sequence[Any] = (),
+        attc: AttcOptions | None = None,
+        dtsr: DtsrOptions | None = None,
     ) -> None:
         self.tokenizer = load_tokenizer(model, chat_template)
         check_template(self.tokenizer)
         self.stop_ids = tuple(stop_ids(self.tokenizer, model))
         self.engines, self.rewards, self.deadlines = list(engines), list(rewards), deadlines
+        self.tools, self.attc, self.dtsr = tools or ToolOptions(), attc or AttcOptions(), dtsr or DtsrOptions()
+        self.signatures = registry.signatures(self.tools)
+        self.environment = registry.environment(self.tools)
+        self.format = build_format(self.tools, self.tokenizer, self.signatures, self.stop_ids, self.environment)
+        self.new_text = NewText(self.tokenizer)
+        self.client = ToolClient(executors, self.tools) if self.tools.enabled else None
+        self._loop: TurnLoop | None = None
         self._done = self._total = self._scored = 0
         self._prompts: dict[str, list[int]] = {}
 
@@ -84,10 +100,34 @@ class RolloutWorker:
         """Plain tokenization, for fixed sequences such as the probe's."""
         return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
+    def pause(self) -> None:
+        """End the current rollout by turns soon: nothing begins another turn, and what is left of samples comes back as
+        `RolloutResult.partial`. Calls that run are waited for. Samples of one turn alone are not cut short."""
+        if self._loop is not None:
+            self._loop.pause()
+
     async def rollout(self, jobs: Sequence[Job], sampling: Sampling) -> RolloutResult:
         """Sample and score every job. Jobs of one prompt share its ids; nothing sampled is ever re-encoded."""
         start = time.perf_counter()
         self._done, self._total, self._prompts = 0, len(jobs), {}
+        partial: dict[str, State] = {}
+        failed: dict[str, str] = {}
+        if self._by_turns(sampling):
+            scored, failed, partial = await self._turns(jobs, sampling)
+        else:
+            scored = await self._single(jobs, sampling)
+        generated = time.perf_counter()
+        trajectories: dict[str, Trajectory] = {}
+        for batch, batch_failed in await asyncio.gather(*scored):
+            trajectories.update({t.uid: t for t in batch})
+            failed.update(batch_failed)
+        ordered = [trajectories[job.uid] for job in jobs if job.uid in trajectories]
+        return RolloutResult(ordered, failed, generated - start, time.perf_counter() - generated, partial)
+
+    # -- one turn: no tools, and nothing steps in ----------------------------------------------------------------------
+
+    async def _single(self, jobs: Sequence[Job], sampling: Sampling) -> list[asyncio.Task]:
+        """One request a job. Returns the scoring tasks, once every sample is there."""
         requests = [self._request(job, sampling) for job in jobs]
         by_uid = {job.uid: job for job in jobs}
         # Contiguous shares: a group stays on one engine, where its prompt is cached.
@@ -97,19 +137,11 @@ class RolloutWorker:
         ]
         running = [asyncio.create_task(stream) for stream in streams]
         try:
-            scored = [task for tasks in await asyncio.gather(*running) for task in tasks]
+            return [task for tasks in await asyncio.gather(*running) for task in tasks]
         except BaseException:  # one engine failed: what the others still do is of no use
             for task in running:
                 task.cancel()
             raise
-        generated = time.perf_counter()
-        trajectories: dict[str, Trajectory] = {}
-        failed: dict[str, str] = {}
-        for batch, batch_failed in await asyncio.gather(*scored):
-            trajectories.update({t.uid: t for t in batch})
-            failed.update(batch_failed)
-        ordered = [trajectories[job.uid] for job in jobs if job.uid in trajectories]
-        return RolloutResult(ordered, failed, generated - start, time.perf_counter() - generated)
 
     def _request(self, job: Job, sampling: Sampling) -> Request:
         ids = self._prompts.get(job.record.id)
@@ -132,7 +164,8 @@ class RolloutWorker:
             async for reference in stream:
                 completions = await reference
                 self._done += len(completions)
-                tasks.append(asyncio.create_task(self._score([(jobs[c.uid], c) for c in completions])))
+                items = [(jobs[c.uid], lambda c=c: self._trajectory(jobs[c.uid], c)) for c in completions]
+                tasks.append(asyncio.create_task(self._score(items)))
             return tasks
 
         return await watch.wait(
@@ -140,27 +173,80 @@ class RolloutWorker:
             self.deadlines["rollout"], peek=lambda: engine.stacks.remote(),
         )  # fmt: skip
 
-    async def _score(self, items: list[tuple[Job, Completion]]) -> tuple[list[Trajectory], dict[str, str]]:
+    def _trajectory(self, job: Job, completion: Completion) -> Trajectory:
+        prompt = Segment("prompt", np.asarray(self._prompts[job.record.id]))
+        text = self.tokenizer.decode(completion.ids.tolist(), skip_special_tokens=True)
+        return Trajectory(job.uid, job.record.id, job.group, (prompt, model_segment(completion)), text)
+
+    # -- turns -------------------------------------------------------------------------------------------------------
+
+    def _by_turns(self, sampling: Sampling) -> bool:
+        return self.tools.enabled or bool(self._interventions(sampling))
+
+    def _interventions(self, sampling: Sampling) -> list[Intervention]:
+        return build_interventions(self.attc, self.dtsr, sampling.evaluation, self.tools.answer_marks)
+
+    async def _turns(
+        self, jobs: Sequence[Job], sampling: Sampling
+    ) -> tuple[list[asyncio.Task], dict[str, str], dict[str, State]]:
+        """Returns the scoring tasks, why samples failed, and what is left of those that were paused."""
+        settings = self._settings(sampling)
+        scored: list[asyncio.Task] = []
+
+        def ended(batch: list[Turns]) -> None:
+            self._done += len(batch)
+            scored.append(asyncio.create_task(self._score([(turns.job, turns.trajectory) for turns in batch])))
+
+        every = [
+            Turns(job, settings, self._interventions(sampling))
+            if job.partial is None
+            else Turns.resume(job, settings, job.partial)
+            for job in jobs
+        ]
+        call = self.client.call if self.client else None
+        self._loop = TurnLoop(call, ended, self.deadlines["rollout"])
+        try:
+            await self._loop.run(list(zip(self.engines, _split(every, len(self.engines)), strict=True)))
+        finally:
+            loop, self._loop = self._loop, None
+        return scored, loop.failed, loop.paused
+
+    def _settings(self, sampling: Sampling) -> TurnSettings:
+        tools = replace(self.tools, void_turns="keep") if sampling.evaluation else self.tools
+        new = tools.total_tokens if tools.enabled else 0
+        asked = QUESTION_TOKENS + self.dtsr.reply_tokens if self.dtsr.mode != "off" else 0
+        return TurnSettings(
+            tokenizer=self.tokenizer,
+            new_text=self.new_text,
+            format=self.format,
+            options=tools,
+            names=tuple(signature.name for signature in self.signatures),
+            schemas=[s.function() for s in self.signatures] if tools.enabled and tools.format == "json" else None,
+            environment=self.environment,
+            stop_ids=self.stop_ids,
+            temperature=sampling.temperature,
+            max_prompt_tokens=sampling.max_prompt_tokens,
+            max_response_tokens=sampling.max_response_tokens,
+            # What the engines were started with room for (rltk/kv_size.py).
+            context=sampling.max_prompt_tokens + sampling.max_response_tokens + new + asked,
+        )
+
+    # -- scores ------------------------------------------------------------------------------------------------------
+
+    async def _score(
+        self, items: list[tuple[Job, Callable[[], Trajectory]]]
+    ) -> tuple[list[Trajectory], dict[str, str]]:
         trajectories, failed = [], {}
-        for job, completion in items:
+        for job, make in items:
             try:
-                trajectories.append(self._trajectory(job, completion))
+                trajectories.append(make())
             except MismatchError as error:  # a broken sample is never repaired: it ends here, with its reason
                 failed[job.uid] = str(error)
         jobs = {job.uid: job for job, _ in items}
-        pairs = [(t, jobs[t.uid].record) for t in trajectories]
-        records = await self._rewards(pairs) if pairs else []
-        return [replace(t, reward=r) for t, r in zip(trajectories, records, strict=True)], failed
-
-    def _trajectory(self, job: Job, completion: Completion) -> Trajectory:
-        if completion.finish_reason not in ("stop", "length"):
-            raise MismatchError(f"request {job.uid} ended with {completion.finish_reason!r}, not by the model")
-        prompt = Segment("prompt", np.asarray(self._prompts[job.record.id]))
-        model = Segment(
-            "model", completion.ids, completion.logprobs, completion.weight_version, completion.finish_reason
-        )
-        text = self.tokenizer.decode(completion.ids.tolist(), skip_special_tokens=True)
-        return Trajectory(job.uid, job.record.id, job.group, (prompt, model), text)
+        asked = [t for t in trajectories if t.reward is None]
+        records = await self._rewards([(t, jobs[t.uid].record) for t in asked]) if asked else []
+        found = {t.uid: record for t, record in zip(asked, records, strict=True)}
+        return [replace(t, reward=found.get(t.uid, t.reward)) for t in trajectories], failed
 
     async def _rewards(self, pairs: list[tuple[Trajectory, Record]]) -> list[RewardRecord]:
         """Scores, in order. A reward worker that fails or is late masks these samples; it never stops the step."""
@@ -177,7 +263,7 @@ class RolloutWorker:
             return [RewardRecord(None, reason, detail={"error": str(error)[:500]}) for _ in pairs]
 
 
-def _split(items: list[Request], parts: int) -> list[list[Request]]:
+def _split(items: list[T], parts: int) -> list[list[T]]:
     size, extra = divmod(len(items), parts)
     bounds = [i * size + min(i, extra) for i in range(parts + 1)]
     return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -323,6 +323,51 @@ def abort_pause_and_new_weights(place: Place, tmp: str) -> None:
         assert_scores(running, moved, place)
 
 
+def tool_turns(name: str) -> None:
+    """A trajectory by turns: each is a request over all that came before, prefilled and compressed again, and its
+    log-probs are those of a forward under its own death times."""
+    from rltk.rollout.engine import EngineOptions, RolloutEngine
+    from rltk.rollout.steps import Call, Done
+    from rltk.rollout.turns import Turns
+    from tests.integration import turn_cases
+
+    options, reference = KVOptions(name, budget=BUDGET, record=True), Reference("cpu")
+    running = RolloutEngine(EngineOptions(str(TINY), "float32", 208, "cpu", 16, kv_cache_gib=0.06, kv=options))
+    shared = turn_cases.settings()
+    evicted, most, apart_without, turns_after_tools, worked_out = 0, 0.0, 0.0, 0, 0
+    try:
+        for number in range(8):
+            turns = Turns(turn_cases.problem(number), shared, [])
+            while not isinstance(step := turns.next(), Done):
+                if isinstance(step, Call):
+                    turns.results([turn_cases.worked_out(request, times=8) for request in step.requests])
+                    continue
+                running.add([step.request])
+                found: list[Any] = []
+                while running.unfinished:
+                    found += running.step()
+                turns.sampled(found[0])
+                sent, died = step.request.prompt_ids, found[0].deaths
+                ids = sent + found[0].ids.tolist()
+                assert died.shape[-1] == len(ids)
+                most = max(most, np.abs(reference.logprobs(ids, died)[len(sent) - 1 :] - found[0].logprobs).max())
+                if step.request.uid.endswith("/0"):
+                    continue
+                turns_after_tools += 1
+                evicted += int((died < len(ids)).sum())
+                plain = reference.logprobs(ids)[len(sent) - 1 :]
+                apart_without = max(apart_without, np.abs(plain - found[0].logprobs).max())
+            trajectory = turns.trajectory()
+            assert trajectory.ids.tolist() == ids and len(trajectory.logprobs) == trajectory.length
+            worked_out += sum(use.status == "ok" for use in trajectory.calls)
+    finally:
+        running._engine.engine_core.shutdown()
+    seen = f"{turns_after_tools} turns after {worked_out} results, {evicted} evictions"
+    assert turns_after_tools >= 4 and worked_out >= 4 and evicted, seen
+    assert most < 1e-4, f"log-probs {most:.2g} from a forward under the turn's death times"
+    assert apart_without > 0.01, "as if nothing had been evicted"
+
+
 def pool(place: Place, stock: bool = True) -> None:
     """As many sequences at once as the arithmetic says, none preempted; the stock cache in the same pool preempts."""
     blocks, response, prompt = 10, 120, some_prompts((17,))["p17"]
@@ -451,6 +496,8 @@ def cases(place: Place, tmp: str) -> dict[str, Callable[[], Any]]:
         "abort, pause, weights": lambda: abort_pause_and_new_weights(place, tmp),
         "refused": lambda: refused(place),
     }
+    if place.device == "cpu":
+        found |= {f"tool turns {name}": lambda n=name: tool_turns(n) for name in ("longflow", "dapq")}
     for name in POLICIES:
         for heads in ("shared", "per_kv_head"):
             quick = (heads == "per_kv_head") == (name in ("h2o", "dapq_longflow")) or name == "longflow"

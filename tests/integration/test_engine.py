@@ -67,6 +67,34 @@ def test_the_same_seed_samples_the_same_tokens_whatever_else_runs(engine):
     assert [c.ids.tolist() for c in first] != [c.ids.tolist() for c in other]
 
 
+def test_a_stop_string_ends_a_sample_with_its_ids_as_they_were_sampled(engine):
+    """As far as the token that completes the string, the same tokens and log-probs as without one."""
+    from rltk.rollout.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(str(TINY))
+    prompt = tokenizer.encode("<|im_start|>user\nWhat is 31 + 71 - 17?<|im_end|>\n<|im_start|>assistant\n31 + 71")
+    found = {}
+    for stops in ((), ("=", "never")):
+        uids = [f"{len(stops)}-{n}" for n in range(6)]
+        engine.add([Request(u, prompt, 16, 1.0, 40 + n, STOP, stops) for n, u in enumerate(uids)])
+        while engine.unfinished:
+            found |= {c.uid: c for c in engine.step()}
+    halted = 0
+    for number in range(6):
+        free, stopped = found[f"0-{number}"], found[f"2-{number}"]
+        size = len(stopped.ids)
+        assert free.stop is None and free.ids[:size].tolist() == stopped.ids.tolist()
+        assert np.abs(free.logprobs[:size] - stopped.logprobs).max() < 1e-5
+        text = tokenizer.decode(stopped.ids)
+        if stopped.stop is None:
+            assert "=" not in text and size == len(free.ids)
+            continue
+        halted += 1
+        assert (stopped.stop, stopped.finish_reason) == ("=", "stop")
+        assert "=" in text and "=" not in tokenizer.decode(stopped.ids[:-1])
+    assert halted >= 3
+
+
 def test_what_does_not_fit_is_refused(engine):
     with pytest.raises(MismatchError, match="do not fit a context of 96"):
         engine.add([Request("long", [5] * 90, 24, 1.0, 0, STOP)])

@@ -23,6 +23,7 @@ from rltk.rollout.worker import Job, RolloutResult
 from rltk.step_row import step_row
 from rltk.sync.probe import ProbeResult
 from rltk.sync.shared_memory import Published
+from rltk.trajectory import ToolUse
 from tests.unit.samples import Numbers, sampled
 
 TIMES = {"time/step": 2.0, "time/generate": 1.0, "time/train": 0.5, "time/logprobs": 0.5}
@@ -141,6 +142,7 @@ def test_shuffled_rewards_are_the_same_rewards():
 def test_the_row_is_of_all_that_was_sampled_and_the_learners_part_of_what_it_saw():
     record = Numbers(None).problem(4)
     right, wrong = (sampled(Job(f"g/{i}", "g", record, 0), float(i), bool(i)) for i in (1, 0))
+    right = replace(right, calls=(ToolUse(0, "python", "timeout"),))
     refused = [sampled(Job(f"h/{i}", "h", record, 0), 1.0, True, tokens=4) for i in range(2)]
     gathered = Gathered([right, wrong], refused, {"x": "torn"}, {"g": record, "h": record}, refills=2)
     old = [np.full(2, -0.5, np.float32), np.full(2, -0.25, np.float32)]
@@ -157,6 +159,7 @@ def test_the_row_is_of_all_that_was_sampled_and_the_learners_part_of_what_it_saw
     assert row["mismatch/max"] == 0.25 and row["log_ratio/sd"] == 0.5 and "log_ratio/square" not in row
     assert row["tokens_per_s/rollout"] == 12.0 and row["tokens_per_s/learner"] == 6.0 and row["overhead"] == 0.25
     assert row["ratio/q50/1-16"] == 0.125
+    assert (row["tools/used"], row["tools/status/timeout"]) == (0.25, 1.0)
     against_mu = step_row(
         gathered, replace(learned, reference="mu"), published, ledger, KVOptions(), busy=1.0, times=TIMES
     )

@@ -1,13 +1,14 @@
 import asyncio
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rltk.errors import ConfigError
 from rltk.rewards.scorer import ScorerSpec, as_record, check_scorer, load_scorer, timed_out
-from rltk.trajectory import Record, RewardRecord, Segment, Trajectory
+from rltk.trajectory import Record, RewardRecord, Segment, ToolUse, Trajectory
 
 RECORD = Record("p", ({"role": "user", "content": "1 + 1"},), "2")
 TRAJECTORY = Trajectory("t", "p", "g", (Segment("prompt", np.arange(2)),), text="the answer is 2")
@@ -48,6 +49,14 @@ class Judge:
 
     def __call__(self, trajectory, record):
         return self.limit
+
+
+class Looks:
+    def score(self, record, text):
+        raise AssertionError("it wants the trajectory")
+
+    def score_trajectory(self, record, trajectory):
+        return float(len(trajectory.calls))
 
 
 class Rule:
@@ -103,6 +112,15 @@ def test_a_class_is_built_with_its_options():
 def test_a_task_scores_by_its_rule():
     record = score("Rule", kind="task", options={"right": 2.0})
     assert (record.value, record.correct, record.flawed) == (2.0, True, True)
+
+
+def test_an_answer_that_a_tool_printed_is_not_the_models():
+    rule = load_scorer(ScorerSpec("user_rewards:Rule"))
+    printed = replace(TRAJECTORY, text="print(1 + 1)\n2\nI do not know", response="print(1 + 1)\nI do not know")
+    assert rule(printed, RECORD).value == 0.0
+    said = replace(printed, response="print(1 + 1)\nit is 2", calls=(ToolUse(0, "python", "ok"),))
+    assert rule(said, RECORD).value == 1.0
+    assert load_scorer(ScorerSpec("user_rewards:Looks"))(said, RECORD).value == 1.0  # the number of its calls
 
 
 def test_an_exception_masks_and_names_its_line():

@@ -5,8 +5,9 @@ import torch
 
 from rltk.errors import ConfigError
 from rltk.models.build import build_model, build_tokenizer, save
-from rltk.sft import CONF, load_config, measure, mixed_batches, summed_loss, task_config, train
+from rltk.sft import CONF, load_config, mixed_batches, start_model, start_tokenizer, summed_loss, task_config, train
 from rltk.sft_data import check_shares, corpus, draw_examples, pack
+from rltk.sft_measure import measure
 from rltk.tasks import build_task
 from rltk.tasks.demonstrations import STYLES, demonstrate
 
@@ -65,6 +66,15 @@ def test_the_warm_start_never_sees_the_hardest_level():
     assert set(LONG.levels) == set(mixture["arithmetic_long"]["levels"])
 
 
+def test_the_warm_start_with_a_tool_has_every_level_and_known_styles():
+    config = load_config(CONF / "sft_tool.yaml", [])
+    task = build_task(task_config("arithmetic_tool"))
+    part = config["tasks"]["arithmetic_tool"]
+    assert set(part["levels"]) == set(task.levels)
+    for level, shares in part["levels"].items():
+        check_shares(level, shares, task)
+
+
 def test_examples_are_the_same_from_any_number_of_processes(tokenizer):
     one, two = examples(tokenizer, count=6000), examples(tokenizer, count=6000, processes=2)
     assert torch.equal(one.ids, two.ids) and torch.equal(one.lengths, two.lengths)
@@ -80,8 +90,8 @@ def test_packed_rows_give_the_loss_of_the_examples_alone(tokenizer):
     for source in (short, long):
         for i in chosen.tolist():
             ids = source.ids[source.starts[i] : source.starts[i] + source.lengths[i]].long()[None]
-            labels = ids.clone()
-            labels[:, : source.prompts[i]] = -100
+            learnt = source.learnt[source.starts[i] : source.starts[i] + source.lengths[i]]
+            labels = ids.masked_fill(~learnt, -100)
             alone += summed_loss(model, {"input_ids": ids, "labels": labels}).item()
     packed = pack([(short, chosen), (long, chosen)], 544)
     assert packed["input_ids"].shape[0] < 12
@@ -126,8 +136,62 @@ def test_overrides_set_known_keys_only():
 
 
 def test_shares_must_be_known_and_sum_to_one():
-    check_shares(1, dict.fromkeys(STYLES, 0.2))
+    check_shares(1, dict.fromkeys(STYLES, 0.2), ARITHMETIC)
     with pytest.raises(ConfigError, match="sum to"):
-        check_shares(1, {"sound": 0.9})
+        check_shares(1, {"sound": 0.9}, ARITHMETIC)
     with pytest.raises(ConfigError, match="'luck'"):
-        check_shares(1, {"sound": 0.9, "luck": 0.1})
+        check_shares(1, {"sound": 0.9, "luck": 0.1}, ARITHMETIC)
+
+
+def test_a_start_from_a_folder_takes_its_weights_and_its_tokenizer(tokenizer, tmp_path):
+    first = build_model(tokenizer, **TINY)
+    save(first, tokenizer, tmp_path)
+    config = {"init": str(tmp_path), "model": None}
+    taken = start_tokenizer(config, [])
+    model = start_model(config, taken)
+    assert taken.get_vocab() == tokenizer.get_vocab() and model.dtype == torch.float32
+    assert torch.equal(model.model.embed_tokens.weight, first.model.embed_tokens.weight.float())
+
+
+class Scripted:
+    """Stands where a model would: row r of turn t gives the text `script[r][t]`, token by token."""
+
+    def __init__(self, tokenizer, script):
+        self.tokenizer, self.script, self.prompts = tokenizer, script, []
+        self.weights = torch.nn.Parameter(torch.zeros(1))
+
+    def eval(self):
+        return self
+
+    def parameters(self):
+        return iter([self.weights])
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, stopping_criteria, **sampling):
+        rows = [self.tokenizer.encode(self.script[row].pop(0)) for row in range(len(input_ids))]
+        self.prompts.append(input_ids)
+        out = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
+        for row, ids in zip(out, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        whole = torch.cat([input_ids, out], dim=1)
+        stopped = stopping_criteria(whole, None)
+        assert stopped.tolist() == ["```output" in self.tokenizer.decode(ids) for ids in rows]
+        return whole
+
+
+def test_measured_responses_run_their_python_and_count_what_was_sampled(shipped, monkeypatch):
+    ran = []
+
+    def python_in_jail():
+        return lambda text: (ran.append(text), ("ok", "42"))[1]
+
+    monkeypatch.setattr("rltk.sft_measure.python_in_jail", python_in_jail)
+    task = build_task(task_config("arithmetic_tool"))
+    record, _ = task.held_out(2)
+    call, answer = "```python\nprint(6 * 7)\n```output", rf"\boxed{{{record.answer}}}" + shipped.eos_token
+    model = Scripted(shipped, [[call, answer], [r"\boxed{1}" + shipped.eos_token]])
+    figures = measure(model, shipped, task, problems=2, samples=0, max_tokens=128, tools=True)
+    assert ran == [call]
+    assert shipped.decode(model.prompts[1][0]).endswith(call + "\n42\n```\n")
+    assert figures["accuracy"] == 0.5 and figures["tool_use"] == 0.5 and figures["ended"] == {"ok": 1.0}
+    sampled = sum(len(shipped.encode(text)) for text in (call, answer, r"\boxed{1}" + shipped.eos_token))
+    assert figures["mean_tokens"] == round(sampled / 2, 1)

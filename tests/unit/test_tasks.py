@@ -13,13 +13,15 @@ from rltk.errors import ConfigError
 from rltk.tasks import build_task
 from rltk.tasks.arithmetic import Arithmetic
 from rltk.tasks.arithmetic_long import ArithmeticLong
+from rltk.tasks.arithmetic_tool import ArithmeticTool
 from rltk.tasks.demonstrations import STYLES, demonstrate
 from rltk.tasks.generated import is_held_out
 from rltk.tasks.paragraphs import score_paragraphs
 
 ARITHMETIC = Arithmetic(64, 64)
 LONG = ArithmeticLong(64, 512)
-TASKS = [ARITHMETIC, LONG]
+TOOL = ArithmeticTool(64, 128)
+TASKS = [ARITHMETIC, LONG, TOOL]
 STEPS = ["47 + 35 = 82", "82 - 18 = 64"]
 
 
@@ -72,6 +74,31 @@ def test_an_arithmetic_problem_means_what_it_says(seed, level):
         assert eval(left) == int(right)
 
 
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(3, 12))
+def test_a_problem_for_a_tool_has_a_large_product_and_a_positive_answer(seed, level, digits):
+    record = ArithmeticTool(64, 128, digits=digits).draw(random.Random(seed), level)
+    expression = record.data["expression"]
+    assert question(record) == f"What is {expression}?"
+    assert int(record.answer) == eval(expression) > 0
+    numbers, operators = expression.split()[::2], expression.split()[1::2]
+    assert {len(number) for number in numbers} == {digits} and len(operators) == level
+    assert operators[0] == "*" and set(operators[1:]) <= set("+-")
+
+
+def test_a_problem_for_a_tool_is_scored_by_its_last_box():
+    record = TOOL.problem(0)
+    assert TOOL.score(record, rf"\boxed{{1}} no: \boxed{{{record.answer}}}").value == 1.0
+    assert TOOL.score(record, rf"\boxed{{{record.answer}}} no: \boxed{{1}}").value == 0.0
+    assert TOOL.score(record, f"It is {record.answer}.").reason == "no boxed answer"
+    assert TOOL.score(record, rf"\boxed{{{record.answer}}}").flawed is None
+
+
+@pytest.mark.parametrize("options", [{"digits": 2}, {"digits": 13}, {"levels": [7]}])
+def test_a_problem_for_a_tool_has_its_limits(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        ArithmeticTool(64, 128, **options)
+
+
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_products_come_first_so_that_left_to_right_is_the_usual_precedence(seed, level):
     record = Arithmetic(64, 64, operators="*+-", digits=5).draw(random.Random(seed), level)
@@ -87,7 +114,7 @@ def test_a_long_answer_combines_an_early_result_with_the_last(seed, level):
     assert int(record.answer) == results[early - 1] + results[-1]
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda t: t.name)
+@pytest.mark.parametrize("task", [ARITHMETIC, LONG], ids=lambda t: t.name)
 @pytest.mark.parametrize("style", STYLES)
 def test_each_style_scores_as_it_is_meant_to(task, style):
     rng = random.Random(style)
