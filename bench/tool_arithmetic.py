@@ -32,8 +32,8 @@ PROBLEMS, SAMPLES = 256, 4
 SUMMARY = ("initial_accuracy", "final_accuracy", "initial_greedy", "final_greedy", "wall_seconds", "steps",
            "time_ledger", "config_hash")  # fmt: skip
 CURVE = ("step", "avg@4", "avg@4_ci", "greedy", "length", "tools/used", "tools/calls")
-NOTED = ("attc/trust", "attc/confidence", "dtsr/checks", "dtsr/closed", "dtsr/parse_failures", "tools/calls",
-         "tools/ignored", "control/tokens", "tools/tokens")  # fmt: skip
+NOTED = ("attc/trust", "attc/confidence", "dtsr/checks", "dtsr/closed", "dtsr/parse_failures", "dtsr/asked_tokens",
+         "tools/calls", "tools/ignored", "control/tokens", "tools/tokens")  # fmt: skip
 
 
 def train(name: str, keys: list[str], folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -21,7 +22,8 @@ from rltk.rollout.engine import Request
 from rltk.rollout.new_text import NewText
 from rltk.rollout.tokens import decode, load_tokenizer, render_prompt, stop_ids
 
-ALIVE_S = 5.0  # for a replica to say that it lives
+ALIVE_S = 20.0  # for a replica to say that it lives; Ray may just be starting its process anew
+READY_S = 5.0  # for one that lives to say whether it can work
 ORPHAN_S = 10.0  # past a generation's deadline: the replica ends it even if nobody tells it to
 LARGEST_ANSWER = 1 << 24  # bytes of an HTTP answer
 HELLO = Prompt(({"role": "user", "content": "Say yes."},), max_tokens=8)
@@ -90,29 +92,30 @@ class EngineBackend:
         """End the actor, unless it is just coming up; Ray starts it anew (max_restarts=-1)."""
         if not await self._coming_up():
             ray.kill(self._handle, no_restart=False)
-        while True:
-            try:
-                await self._handle.ready.remote()
-                return
-            except RayActorError:  # not there yet
-                await asyncio.sleep(1.0)
+        await self._answer(self._handle.ready.remote)
 
     async def _coming_up(self) -> bool:
+        """A process that Ray starts anew answers before long, one that is stuck never; until then they look alike."""
         try:
             async with asyncio.timeout(ALIVE_S):
-                await self._handle.stats.remote()
-        except RayActorError:
-            return True  # Ray has seen it die
+                await self._answer(self._handle.stats.remote)
         except TimeoutError:
-            return False  # not even its event loop answers
+            return False
         try:
-            async with asyncio.timeout(ALIVE_S):
+            async with asyncio.timeout(READY_S):
                 await self._handle.ready.remote()
         except TimeoutError:
             return True  # it loads its weights
         except RayError:
             return False  # it could not
         return False  # it stands, and fails at what it is asked
+
+    async def _answer(self, call: Callable[[], Any]) -> None:
+        while True:
+            with contextlib.suppress(RayActorError):  # not there yet
+                await call()
+                return
+            await asyncio.sleep(1.0)
 
     async def stacks(self) -> str:
         return await self._handle.stacks.remote()
