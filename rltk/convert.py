@@ -53,7 +53,7 @@ def unknown_key(path: str, value: Any, known: list[str]) -> ConfigError:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotated type: a dataclass, dict[str, Any], a list of scalars, a scalar, or one of them | None."""
+    """`value` as the annotated type: a dataclass, dict[str, Any], list of scalars, a scalar, or one of them | None."""
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
