@@ -111,9 +111,11 @@ class EngineBackend:
         return False  # it stands, and fails at what it is asked
 
     async def _answer(self, call: Callable[[], Any]) -> None:
+        """Until it answers. A call that was on its way to a process as that was killed may never be heard of again."""
         while True:
-            with contextlib.suppress(RayActorError):  # not there yet
-                await call()
+            with contextlib.suppress(RayActorError, TimeoutError):  # not there yet
+                async with asyncio.timeout(READY_S):
+                    await call()
                 return
             await asyncio.sleep(1.0)
 

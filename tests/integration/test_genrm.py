@@ -179,10 +179,10 @@ def test_a_replica_that_dies_in_the_middle_loses_no_question_and_comes_back(repl
     assert stats["unanswered"] == 0 and stats["router"]["retries"] > 0
 
 
-def test_a_stopped_process_is_replaced_and_its_questions_are_answered_elsewhere(cluster):
+def test_the_questions_of_a_stopped_process_are_answered_elsewhere(cluster):
     """With an actor that starts at once, as a judge's engine takes its time on a busy machine."""
     options = replace(OPTIONS, attempt_s=2.0, breaker_pause_s=0.5)
-    actor = ray.remote(Stand).options(num_cpus=0, max_restarts=-1, max_concurrency=64)
+    actor = ray.remote(Stand).options(num_cpus=0, max_concurrency=64)
     handles = [actor.remote() for _ in range(2)]
     pid = ray.get(handles[1].pid.remote(), timeout=60)
 
@@ -193,20 +193,19 @@ def test_a_stopped_process_is_replaced_and_its_questions_are_answered_elsewhere(
             session = router.session(f"q{number}", time.monotonic() + 100)
             return await session.ask(Prompt(({"role": "user", "content": str(number)},), 4))
 
-        async def ask(count):
-            return await asyncio.gather(*(one(number) for number in range(count)))
-
-        async def answered():
-            return router.stats()["replicas"][1]["answered"]
-
-        replies = await survive(ask, answered, 2000, lambda: os.kill(pid, signal.SIGSTOP))
-        stats = router.stats()
+        work = asyncio.gather(*(one(number) for number in range(2000)))
+        await asyncio.sleep(0.3)
+        os.kill(pid, signal.SIGSTOP)
+        replies = await work
         await router.close()
-        return len(replies), stats, await handles[1].pid.remote()
+        return len(replies), router.stats()
 
-    count, stats, other = asyncio.run(scene())
+    try:
+        count, stats = asyncio.run(scene())
+    finally:
+        os.kill(pid, signal.SIGKILL)
     assert count == 2000 and stats["asked"] == stats["answered"] and stats["retries"] > 0
-    assert other != pid
+    assert stats["replicas"][1]["state"] != "closed" and stats["replicas"][1]["failed"] >= 3
 
 
 def test_the_front_answers_over_http(service):
