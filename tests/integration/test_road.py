@@ -308,6 +308,7 @@ def test_a_run_to_which_nothing_is_admitted_ends_with_the_reason(tmp_path):
     assert not any("grad_norm" in row for row in rows(tmp_path / "run"))
 
 
+@pytest.mark.full
 @allow(1)
 def test_an_interrupt_leaves_a_checkpoint_and_no_process(tmp_path):
     keys = [*SMALL, "steps=50", "checkpoint.every=0", "evaluation.every=0", f"output={tmp_path}", "name=run"]
