@@ -64,8 +64,9 @@ def road(arguments: argparse.Namespace) -> int:
                 continue
             place = next(part.removeprefix("name=") for part in command if part.startswith("name="))
             runs[name] = run_result(Path(folder) / place) | {"keys": command[3:-3]}
-            runs[name] |= with_full_cache(Path(folder) / place, command[3:-2])
             mine = {"hardware": hardware(), "command": f"python -m bench.kv_learning {' '.join(sys.argv[1:])}"}
+            put_section(file, "road", section(file, "road") | {label: mine | {"runs": runs}})
+            runs[name] |= with_full_cache(Path(folder) / place, command[3:-2])  # the run is written: nothing is lost
             put_section(file, "road", section(file, "road") | {label: mine | {"runs": runs}})
             print(json.dumps({name: {key: runs[name][key] for key in KEPT[:3]}}), flush=True)
     if failed:
