@@ -15,6 +15,7 @@ from rltk.compose import PLUG
 from rltk.config import Config
 from rltk.devices import gpus
 from rltk.errors import ConfigError
+from rltk.genrm_checks import genrm_problems, genrm_warnings
 from rltk.kv_checks import kv_problems, kv_refusal, kv_warnings
 from rltk.kv_size import PROBE_TOKENS, cache_size, lengths, trajectory_tokens
 from rltk.model_folder import facts, folder_problems
@@ -32,12 +33,13 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
     """
     problems = [
         *value_problems(config),
-        *folder_problems(config.model),
+        *folder_problems(config.model.path, config.model.chat_template),
         *_plugs(config),
         *_devices(config),
         *_tracker(config),
         *kv_problems(config),
         *tool_problems(config, training),
+        *genrm_problems(config),
     ]
     if training:
         problems += [*_batch(config), *_ratio(config), *_precision(config), *_sampling(config)]
@@ -48,7 +50,8 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
         raise ConfigError(problems[0])
     if problems:
         raise ConfigError("\n".join([f"{len(problems)} things to fix", *(f"  - {problem}" for problem in problems)]))
-    return [*kv_warnings(config, training), *tool_warnings(config, training), *(_warnings(config) if training else [])]
+    found = [kv_warnings(config, training), tool_warnings(config, training), genrm_warnings(config, training)]
+    return [warning for warnings in (*found, _warnings(config) if training else []) for warning in warnings]
 
 
 def run_dir(config: Config) -> Path:
@@ -160,7 +163,7 @@ def _devices(config: Config) -> Iterator[str]:
     share = rollout.gpu_memory_share
     if not 0 < share < 1:
         yield f"rollout.gpu_memory_share = {share} must be above 0 and under 1"
-    elif placement.gpu_shared and placement.learner_memory_share <= 0:
+    elif placement.gpu_shared and placement.learner_memory_share <= 0 and not placement.judges_per_gpu:
         crowd = placement.engines_per_gpu
         yield (
             f"rollout.engines = {rollout.engines} on {placement.gpus} GPU(s) take {crowd} * rollout.gpu_memory_share = "

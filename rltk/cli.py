@@ -57,7 +57,7 @@ def wants_help(argv: list[str]) -> bool:
 
 def usage() -> str:
     """The text of `python -m rltk.train --help`."""
-    choices = [f"  {group:<12}{' | '.join(names)}" for group, names in groups().items()]
+    choices = [f"  {group.replace('/', '.'):<14}{' | '.join(names)}" for group, names in groups().items()]
     keys = [f"  {f'{key}={_default(key)}':<34}{meaning}" for key, meaning in MAIN_KEYS.items()]
     return "\n".join(
         [

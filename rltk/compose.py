@@ -31,8 +31,10 @@ from rltk.secret import refuse_secrets
 
 # <group>=module:attribute plugs the user's own code in; this is the key that takes it in the group's `custom` choice.
 PLUGS = {"algorithm": "path", "task": "target", "reward": "path", "tools": "use"}
+JUDGE = "reward.genrm"  # as it is typed; Hydra calls the group inside a group reward/genrm
 PLUG = re.compile(r"[A-Za-z_][\w.]*(?<!\.py):[A-Za-z_][\w.]*")  # a module, not a file
-FREE_KEYS = ("correction_options", "task.options")  # mappings whose entries the receiver checks
+# Mappings whose entries the receiver checks.
+FREE_KEYS = ("correction_options", "task.options", f"{JUDGE}.judge_options")
 
 
 def load(argv: list[str], aliases: Mapping[str, str] | None = None) -> Config:
@@ -65,13 +67,16 @@ def load(argv: list[str], aliases: Mapping[str, str] | None = None) -> Config:
 
 
 def groups() -> dict[str, list[str]]:
-    """The groups of conf/ and the choices in each, both sorted."""
-    found: dict[str, list[str]] = {}
-    for folder in sorted(files("rltk.conf").iterdir(), key=lambda entry: entry.name):
-        if folder.is_dir():
-            choices = sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-            found.update({folder.name: choices} if choices else {})
-    return found
+    """The groups of conf/ and the choices in each, both sorted; a group inside another is called `reward/genrm`."""
+    return dict(_groups_in(files("rltk.conf"), ""))
+
+
+def _groups_in(place: Any, prefix: str) -> Iterator[tuple[str, list[str]]]:
+    for folder in sorted((entry for entry in place.iterdir() if entry.is_dir()), key=lambda entry: entry.name):
+        choices = sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+        if choices:
+            yield f"{prefix}{folder.name}", choices
+        yield from _groups_in(folder, f"{prefix}{folder.name}/")
 
 
 def rewrite(argv: list[str], aliases: Mapping[str, str]) -> list[str]:
@@ -80,6 +85,9 @@ def rewrite(argv: list[str], aliases: Mapping[str, str]) -> list[str]:
     algorithm=my_module:MyObjective -> algorithm=custom algorithm.path=my_module:MyObjective   (likewise task, reward)
     tools=my_module:search          -> tools=custom tools.use=[my_module:search]
     model=<folder or Hub id>        -> model=custom model.path=<it> model.name=<its last part>
+    reward.genrm=<choice>           -> reward/genrm=<choice>
+    reward.genrm=<folder or Hub id> -> reward/genrm=custom reward.genrm.model=<it>
+    reward.genrm=http://host/v1     -> reward/genrm=server reward.genrm.url=<it>
     <alias>=value                   -> <key>=value
     """
     return [written for argument in argv for written in _written_out(argument, aliases)]
@@ -95,10 +103,22 @@ def _written_out(argument: str, aliases: Mapping[str, str]) -> Iterator[str]:
         cached = re.search(r"models--[^/]+--([^/]+)/snapshots/", path)  # the last part is a commit there
         name = cached[1] if cached else path.rstrip("/").rsplit("/", 1)[-1] or "model"
         yield from ("model=custom", f"model.path={_quoted(path)}", f"model.name={_quoted(name)}")
+    elif equals and key == JUDGE:
+        yield from _judge_written_out(value.strip("'\""))
     elif equals and key in aliases:
         yield f"{aliases[key]}={value}"
     else:
         yield argument
+
+
+def _judge_written_out(value: str) -> Iterator[str]:
+    group = JUDGE.replace(".", "/")
+    if value.startswith(("http://", "https://")):
+        yield from (f"{group}=server", f"{JUDGE}.url={_quoted(value)}")
+    elif "/" in value or value.startswith((".", "~")):
+        yield from (f"{group}=custom", f"{JUDGE}.model={_quoted(value)}")
+    else:
+        yield f"{group}={value or 'none'}"
 
 
 def _quoted(text: str) -> str:
@@ -137,8 +157,10 @@ def _choice(group: str, value: Any, choices: list[str]) -> str:
         raise ConfigError(f"{group} = {value!r}: {group} takes one of {names}; set a key as {group}.<key>=<value>")
     near = meant(str(value), choices)
     own = f"; your own: {group}=my_module:name, importable from here" if group in PLUGS else ""
+    typed = group.replace("/", ".")
+    own = f"; or {typed}=<folder, owner/name or http://host:8000/v1>" if typed == JUDGE else own
     shown = "null" if value is None else value
-    raise ConfigError(f"{group}={shown} is not known{near}. Choices: {', '.join(choices)}{own}")
+    raise ConfigError(f"{typed}={shown} is not known{near}. Choices: {', '.join(choices)}{own}")
 
 
 def _compose(choices: dict[str, str]) -> tuple[DictConfig, dict[str, Any]]:
@@ -158,11 +180,11 @@ def _apply(
     free = [*FREE_KEYS, *(group for group in PLUGS if chosen.get(group) == "custom")]
     known = list(_keys(tree))
     for key, value in settings:
-        group = key.partition(".")[0]
-        if key == f"{group}.name" and group in known_groups and group != "model":
+        group = key.rpartition(".")[0]
+        if key == f"{group}.name" and group.replace(".", "/") in known_groups and group != "model":
             raise ConfigError(f"{key} = {value!r}: {key} follows the group's choice; write {group}={value}")
         if key not in known and not any(key.startswith(f"{prefix}.") for prefix in free):
-            raise unknown_key(key, value, [*known, *known_groups])
+            raise unknown_key(key, value, [*known, *(name.replace("/", ".") for name in known_groups)])
         OmegaConf.update(tree, key, value, force_add=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rltk.rewards.genrm.options import GenRMOptions
 from rltk.rollout.kv.options import KVOptions
 from rltk.rollout.tools.options import AttcOptions, DtsrOptions, ToolOptions
 
@@ -58,6 +59,7 @@ class Reward:
     processes: int = 2  # killable processes an actor holds
     deadline_s: float = 10.0  # of one sample
     memory_gib: float = 2.0  # address space of one process
+    genrm: GenRMOptions = field(default_factory=GenRMOptions)  # a judge besides, or none
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -32,6 +32,7 @@ SHOWN = (
     ("accuracy", "accuracy", "{:.1%}"),
     ("flawed", "flawed", "{:.1%}"),
     ("tool use", "tools/used", "{:.1%}"),
+    ("judge F1", "genrm/f1", "{:.1%}"),
     ("length", "length/mean", "{:.1f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("clipped", "clip/share", "{:.2%}"),

@@ -27,6 +27,7 @@ from rltk.errors import RltkError
 from rltk.evaluation import evaluate
 from rltk.gathering import Gathered, gather
 from rltk.interrupt import first_interrupt_calls
+from rltk.judges import JudgeWatch
 from rltk.learner.group import LearnerGroup, RankDiedError
 from rltk.learner.packing import ragged
 from rltk.learner.settings import TrainResult
@@ -67,7 +68,8 @@ class Driver:
         self.tracker, self.roles = tracker, roles
         self.clock = TimeLedger()
         self.alarm = MismatchAlarm(config)
-        self.rollouts = RolloutPool(roles, config.deadlines, self._phase)
+        self.rollouts = RolloutPool(roles, config, self._phase)
+        self.judge = JudgeWatch(roles.judges, config, tracker.console.message)
         self.recovery = Recovery(config, placement, roles, self._rejoin, tracker.console.message)
         self.sampling = Sampling(
             config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens
@@ -98,6 +100,7 @@ class Driver:
         """From the newest checkpoint, or from the beginning where there is none, to the end."""
         restored = self._restore()
         self._publish()
+        self.judge.begin()
         if not restored:
             self._evaluate()
             self._checkpoint()
@@ -203,7 +206,7 @@ class Driver:
 
             figures, _ = evaluate(
                 rollouts, self.held_out, self.config.evaluation.samples, self.sampling, self.config.seed,
-                self.config.evaluation.greedy,
+                self.config.evaluation.greedy, getattr(self.task, "figures", None),
             )  # fmt: skip
             self.tracker.evaluation(self.state.step, figures)
             if self.state.summary.evaluated(self.state.step, figures):
@@ -211,7 +214,9 @@ class Driver:
 
     def _record(self, gathered: Gathered, learned: TrainResult, published: Published) -> None:
         busy = self.recovery.surviving(self.rollouts.busy_seconds)
+        judged = self.judge.figures(self.state.step, self.state.step == self.config.steps)
         row = step_row(gathered, learned, published, self.state.ledger, self.config.kv, busy, self.clock.close())
+        row |= judged
         sampled = gathered.sampled
         trained = sum(gathered.admitted[number].length for number in learned.trained)
         self.state.summary.trained(row, sum(t.length for t in sampled), trained)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"task={config.task.name} has no held-out problems. Fix: task.held_out or task.held_out_path."
         )
-    figures, rows = _evaluate(config, records)
+    figures, rows = _evaluate(config, records, getattr(task, "figures", None))
     _print(config, figures)
     if writes:
         folder = Path(config.output)
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _evaluate(config: Config, records: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _evaluate(config: Config, records: list[Any], own: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from rltk.cluster import connect
     from rltk.evaluation import evaluate
     from rltk.pool import RolloutPool
@@ -72,9 +72,9 @@ def _evaluate(config: Config, records: list[Any]) -> tuple[dict[str, Any], list[
         print("starting the engine ...", file=sys.stderr)
         roles = start_roles(config, placement, train=False)
         try:
-            pool = RolloutPool(roles, config.deadlines, lambda what, done, total: None)
+            pool = RolloutPool(roles, config, lambda what, done, total: None)
             figures, trajectories = evaluate(
-                pool, records, config.evaluation.samples, sampling, config.seed, config.evaluation.greedy
+                pool, records, config.evaluation.samples, sampling, config.seed, config.evaluation.greedy, own
             )
         finally:
             roles.stop()
@@ -108,7 +108,7 @@ def _print(config: Config, figures: dict[str, Any]) -> None:
         table.add_row(level, *(cell(row, name) for name in names))
     console = Console(highlight=False)
     console.print(table)
-    for line in _tool_lines(figures):
+    for line in (*_tool_lines(figures), *_judge_lines(figures)):
         console.print(line, markup=False)
 
 
@@ -126,6 +126,16 @@ def _tool_lines(figures: dict[str, Any]) -> Iterator[str]:
     if "dtsr/closed" in figures:
         closed, checks = figures["dtsr/closed"], figures["dtsr/checks"]
         yield f"dtsr: thought closed in {closed:.1%} of the samples, {checks:.2f} checks a sample"
+
+
+def _judge_lines(figures: dict[str, Any]) -> Iterator[str]:
+    """How well the model judges, where that is its task (rltk/tasks/judged.py), or how well the run's judge does."""
+    for answers, before in (("samples", ""), ("greedy answers", "greedy/")):
+        for kinds, behind in (("", ""), (" of unseen kinds of error", "/unseen")):
+            names = [f"{before}genrm/{name}{behind}" for name in ("f1", "precision", "recall")]
+            if names[0] in figures:
+                f1, precision, recall = (f"{figures[name]:.1%}" if name in figures else "-" for name in names)
+                yield f'judge, {answers}{kinds}: F1 {f1} of "flawed", precision {precision}, recall {recall}'
 
 
 if __name__ == "__main__":

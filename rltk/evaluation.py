@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from rltk.genrm_metrics import genrm_figures
 from rltk.rollout.worker import Job, RolloutResult, Sampling
 from rltk.statistics import evaluate_summary
 from rltk.tool_metrics import tool_figures
 from rltk.trajectory import Record, Trajectory
+
+Figures = Callable[[Sequence[Record], Sequence[Trajectory]], dict[str, float]]  # of trajectories and their records
 
 
 class Rollouts(Protocol):
@@ -20,13 +23,20 @@ class Rollouts(Protocol):
 
 
 def evaluate(
-    rollouts: Rollouts, records: Sequence[Record], samples: int, sampling: Sampling, seed: int, greedy: bool
+    rollouts: Rollouts,
+    records: Sequence[Record],
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    greedy: bool,
+    own: Figures | None = None,
 ) -> tuple[dict[str, Any], list[Trajectory]]:
     """`samples` samples a problem at the sampling temperature, and one greedy answer if asked for.
 
-    Returns the figures of `rltk.statistics.evaluate_summary` and of `rltk.tool_metrics.tool_figures`, and the
-    trajectories. Seeds depend on (seed, problem, sample) alone, so that two evaluations of the same weights are the
-    same.
+    Returns the figures of `rltk.statistics.evaluate_summary`, `rltk.tool_metrics.tool_figures` and
+    `rltk.genrm_metrics.genrm_figures`, and the trajectories. Seeds depend on (seed, problem, sample) alone, so that
+    two evaluations of the same weights are the same. `own` is the task's `figures`, which stand beside ours, and as
+    greedy/<name> once more for the greedy answers.
     """
     sampling = replace(sampling, evaluation=True)  # whoever asks: the run's own sampling serves training too
     jobs = [_job(record, sample, seed) for record in records for sample in range(samples)]
@@ -52,7 +62,16 @@ def evaluate(
         figures["truncated"] = sum(t.truncated for t in drawn) / len(drawn)
         by_id = {record.id: record for record in records}
         figures |= tool_figures(drawn, [by_id[t.prompt_id] for t in drawn], sampling.max_response_tokens)
+        figures |= genrm_figures(drawn)
+    if own is not None:
+        figures |= _own(own, records, drawn)
+        figures |= {f"greedy/{name}": value for name, value in _own(own, records, answers).items()}
     return figures, drawn
+
+
+def _own(own: Figures, records: Sequence[Record], trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    by_id = {record.id: record for record in records}
+    return own([by_id[t.prompt_id] for t in trajectories], trajectories) if trajectories else {}
 
 
 def _uid(record: Record, sample: int) -> str:

@@ -56,6 +56,28 @@ ACCEPTED = (
     "reward.processes",
     "reward.deadline_s",
     "reward.memory_gib",
+    "reward.genrm.model",  # by its hash, as the policy's
+    "reward.genrm.revision",
+    "reward.genrm.chat_template",
+    "reward.genrm.url",
+    "reward.genrm.key_env",
+    "reward.genrm.evaluate",
+    "reward.genrm.replicas",
+    "reward.genrm.max_sequences",
+    "reward.genrm.kv_cache_gib",
+    "reward.genrm.gpu_memory_share",
+    "reward.genrm.enforce_eager",
+    "reward.genrm.threads",
+    "reward.genrm.deadline_s",
+    "reward.genrm.attempt_s",
+    "reward.genrm.start_s",
+    "reward.genrm.retries",
+    "reward.genrm.queue",
+    "reward.genrm.breaker_failures",
+    "reward.genrm.breaker_pause_s",
+    "reward.genrm.cache",
+    "reward.genrm.canary_every",
+    "reward.genrm.canary_file",
     "learner.ranks",
     "learner.zero_stage",
     "learner.tokens_per_micro_batch",
@@ -75,7 +97,10 @@ def flatten(config: Config) -> dict[str, Any]:
 def result_changing(config: Config) -> dict[str, Any]:
     """The keys that change results, flat, with the hashes of the model's and the task's files, which are read here."""
     flat = {key: value for key, value in flatten(config).items() if not _accepted(key)}
-    flat["model.hash"] = model_hash(config)
+    flat["model.hash"] = model_hash(config.model.path, config.model.chat_template)
+    judge = config.reward.genrm
+    if judge.enabled:  # of a server's model nothing but its name is known here
+        flat["reward.genrm.hash"] = judge.model if judge.url else model_hash(judge.model, judge.chat_template)
     for key, value in config.task.options.items():
         if key.endswith("path") and isinstance(value, str) and Path(value).expanduser().is_file():
             del flat[f"task.{key}"]
@@ -83,11 +108,11 @@ def result_changing(config: Config) -> dict[str, Any]:
     return flat
 
 
-def model_hash(config: Config) -> str:
+def model_hash(path: str, chat_template: str | None) -> str:
     """blake2b of the weights, the model's and tokenizer's configuration and the chat template, read in pieces."""
-    folder = Path(config.model.path)
+    folder = Path(path)
     others = [folder / name for name in MODEL_FILES if (folder / name).is_file()]
-    template = [Path(config.model.chat_template)] if config.model.chat_template else []
+    template = [Path(chat_template)] if chat_template else []
     return _hash_files([*weight_files(folder), *others, *template])
 
 

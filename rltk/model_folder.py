@@ -13,8 +13,8 @@ from typing import Any
 
 import rltk
 from rltk import gguf
-from rltk.compose import groups
-from rltk.config import Config, Model
+from rltk.compose import JUDGE, groups
+from rltk.config import Config
 from rltk.errors import ConfigError
 from rltk.nearest import meant
 
@@ -37,38 +37,49 @@ class ModelFacts:
 
 
 def resolve_model(config: Config) -> Config:
-    """The config with `model.path` and `chat_template` absolute. A Hub id becomes its folder, fetched where need be; so
-    does a GGUF file in a package, converted where need be."""
-    path = config.model.path
+    """The config with the model's folder and chat template absolute, the judge's likewise (unless a server has it).
+    A Hub id becomes its folder, fetched where need be; so does a GGUF file in a package, converted where need be."""
+    folder, template = _folder(config.model.path, "model"), _absolute(config.model.chat_template)
+    config = replace(config, model=replace(config.model, path=folder, chat_template=template))
+    judge = config.reward.genrm
+    if not judge.enabled or judge.url:
+        return config
+    judge = replace(judge, model=_folder(judge.model, JUDGE), chat_template=_absolute(judge.chat_template))
+    return replace(config, reward=replace(config.reward, genrm=judge))
+
+
+def _folder(path: str, key: str) -> str:
+    """`key`: what the user typed before the path."""
     if path.startswith("pkg://"):
-        folder = _packaged(path)
-    elif path.startswith(gguf.SCHEME):
-        folder = gguf.folder_of(path)
-    elif Path(path).expanduser().is_dir():
-        folder = Path(path).expanduser().resolve()
-    elif HUB_ID.fullmatch(path):
-        folder = _from_hub(path)
-    else:
-        near = meant(path, groups()["model"]) if "/" not in path else ""
-        raise ConfigError(
-            f"model {path!r}: no such folder{near}. Give a Hugging Face folder, a Hub id as owner/name, or one of "
-            f"{', '.join(name for name in groups()['model'] if name != 'custom')}"
-        )
-    template = config.model.chat_template
-    template = str(Path(template).expanduser().resolve()) if template else None
-    return replace(config, model=replace(config.model, path=str(folder), chat_template=template))
+        return str(_packaged(path, key))
+    if path.startswith(gguf.SCHEME):
+        return str(gguf.folder_of(path))
+    if Path(path).expanduser().is_dir():
+        return str(Path(path).expanduser().resolve())
+    if HUB_ID.fullmatch(path):
+        return str(_from_hub(path, key))
+    known = groups()[key.replace(".", "/")]
+    near = meant(path, known) if "/" not in path else ""
+    named = ", ".join(name for name in known if name not in ("custom", "server", "none"))
+    raise ConfigError(
+        f"{key} {path!r}: no such folder{near}. Give a Hugging Face folder, a Hub id as owner/name, or one of {named}"
+    )
 
 
-def _packaged(path: str) -> Path:
+def _absolute(template: str | None) -> str | None:
+    return str(Path(template).expanduser().resolve()) if template else None
+
+
+def _packaged(path: str, key: str) -> Path:
     if not path.startswith(PACKAGED):
-        raise ConfigError(f"model.path = {path!r}: only {PACKAGED}<folder> names a packaged model")
+        raise ConfigError(f"{key} {path!r}: only {PACKAGED}<folder> names a packaged model")
     folder = Path(rltk.__file__).parent / path.removeprefix(PACKAGED)
     if not folder.is_dir():
-        raise ConfigError(f"model.path = {path!r}: the installed package has no folder {folder}; install rltk again")
+        raise ConfigError(f"{key} {path!r}: the installed package has no folder {folder}; install rltk again")
     return folder.resolve()
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, key: str) -> Path:
     """The folder of a Hub model: the cache first, so that a run that was started once needs no network."""
     from huggingface_hub import snapshot_download  # half a second, for ids only
 
@@ -81,17 +92,17 @@ def _from_hub(name: str) -> Path:
     except Exception as error:  # the client raises its HTTP library's errors too; the fix is the same for all
         why = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"model {name!r}: no such folder here, not in the Hub's local cache, and it could not be fetched "
+            f"{key} {name!r}: no such folder here, not in the Hub's local cache, and it could not be fetched "
             f"({type(error).__name__}: {why}). Check the spelling; for a gated model set HF_TOKEN; without a network "
-            f"give a folder, as in model=path/to/folder"
+            f"give a folder, as in {key}=path/to/folder"
         ) from None
 
 
-def folder_problems(model: Model) -> Iterator[str]:
-    """What is missing or broken in `model`'s folder, each with its fix."""
-    folder = Path(model.path)
+def folder_problems(path: str, chat_template: str | None, key: str = "model") -> Iterator[str]:
+    """What is missing or broken in a model's folder, each with its fix. `key`: the group whose model it is."""
+    folder, own = Path(path), "model.path" if key == "model" else f"{key}.model"
     if not folder.is_dir():
-        yield f"model.path = {model.path!r}: no such folder; give a Hugging Face folder or a Hub id (owner/name)"
+        yield f"{own} = {path!r}: no such folder; give a Hugging Face folder or a Hub id (owner/name)"
         return
     if not (folder / "config.json").is_file():
         yield f"model folder {folder} has no config.json; give a folder that save_pretrained wrote"
@@ -100,11 +111,11 @@ def folder_problems(model: Model) -> Iterator[str]:
     yield from _weight_problems(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         yield f"model folder {folder} has no tokenizer (none of {', '.join(TOKENIZERS)}); save the model's there"
-    if model.chat_template:
-        if not Path(model.chat_template).is_file():
-            yield f"model.chat_template = {model.chat_template!r}: no such file; give a Jinja chat template"
+    if chat_template:
+        if not Path(chat_template).is_file():
+            yield f"{key}.chat_template = {chat_template!r}: no such file; give a Jinja chat template"
     elif not _has_chat_template(folder):
-        yield f"model folder {folder} has no chat template; give one with model.chat_template=<Jinja file>"
+        yield f"model folder {folder} has no chat template; give one with {key}.chat_template=<Jinja file>"
 
 
 def _weight_problems(folder: Path) -> Iterator[str]:

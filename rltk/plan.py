@@ -14,7 +14,7 @@ from rltk.checks import run_dir
 from rltk.config import Config
 from rltk.kv_size import cache_size, describe, trajectory_tokens
 from rltk.model_folder import DTYPE_BYTES, ModelFacts, facts
-from rltk.placement import Placement, place
+from rltk.placement import Placement, judge_replicas, place
 
 ADAM_BYTES = 8  # two fp32 moments a parameter
 MASTER_BYTES = 4  # the fp32 copy that bf16 training steps
@@ -106,6 +106,7 @@ def _roles(config: Config, at: Placement) -> tuple[Role, ...]:
         Role("rollout worker", rollout.workers, at.worker_cpus, 0.0, 1, "turns, tokenizer"),
         *_executors(config, at),
         Role("reward worker", reward.workers, at.reward_cpus, 0.0, reward.processes, scoring),
+        *_judges(config, at),
         Role("learner rank", learner.ranks, at.rank_cpus, at.rank_gpus, at.rank_threads, training),
     )
 
@@ -116,6 +117,18 @@ def _executors(config: Config, at: Placement) -> Iterator[Role]:
         runs = f", isolation {tools.jail.isolation}" if "python" in tools.use else ""
         note = f"{', '.join(tools.use)} ({tools.format}), at most {tools.max_calls} calls a trajectory{runs}"
         yield Role("tool executor", tools.executors, at.tool_cpus, 0.0, tools.slots, note)
+
+
+def _judges(config: Config, at: Placement) -> Iterator[Role]:
+    options = config.reward.genrm
+    if not options.enabled:
+        return
+    asked = f"judge {options.judge}, {options.deadline_s:g} s a question, on failure {options.on_failure}"
+    if options.url:
+        yield Role("genrm service", 1, 0.0, 0.0, 1, f"{asked}; asks {options.model} at {options.url}")
+        return
+    yield Role("judge", options.replicas, at.judge_cpus, at.judge_gpus, at.judge_threads, f"vLLM, {options.dtype}")
+    yield Role("genrm service", 1, 0.0, 0.0, 1, asked)
 
 
 def _batch(config: Config) -> BatchPlan:
@@ -155,6 +168,9 @@ def _memory(config: Config, at: Placement, model: ModelFacts) -> tuple[tuple[str
     if at.device == "gpu":
         crowd = f"{at.engines_per_gpu} engine(s) at " if at.gpu_shared else "an engine at "
         rows.append(("of a GPU, rollout", f"{crowd}{config.rollout.gpu_memory_share:.0%} (weights and KV cache)"))
+        if judge_replicas(config):
+            crowd = f"{at.judges_per_gpu} engine(s) at " if at.gpu_shared else "an engine at "
+            rows.append(("of a GPU, judge", f"{crowd}{config.reward.genrm.gpu_memory_share:.0%}"))
         rows.append(
             ("of a GPU, learner", f"{at.learner_memory_share:.0%}" + (" left" if at.gpu_shared else ", its own"))
         )

@@ -9,8 +9,9 @@ from typing import Any
 import ray
 
 from rltk import watch
-from rltk.config import Deadlines
+from rltk.config import Config
 from rltk.placement import job_shares
+from rltk.rewards.genrm.client import MARGIN_S
 from rltk.roles import Roles
 from rltk.rollout.worker import Job, RolloutResult, Sampling
 
@@ -21,9 +22,11 @@ class RolloutPool:
     The requests that an engine sees, and their order, do not depend on the number of workers.
     """
 
-    def __init__(self, roles: Roles, deadlines: Deadlines, progress: Callable[[str, int, int], None]) -> None:
+    def __init__(self, roles: Roles, config: Config, progress: Callable[[str, int, int], None]) -> None:
         self.roles, self.progress = roles, progress
-        self.deadline = deadlines.rollout + deadlines.reward + 30
+        judge = config.reward.genrm
+        judging = judge.deadline_s + MARGIN_S if judge.enabled else 0.0
+        self.deadline = config.deadlines.rollout + config.deadlines.reward + judging + 30
         self._busy: dict[Any, float] = {}  # seconds inside vLLM, by engine
 
     def __call__(self, jobs: Sequence[Job], sampling: Sampling, what: str = "generate") -> RolloutResult:

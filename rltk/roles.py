@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,17 @@ import ray
 
 from rltk import watch
 from rltk.config import Config
+from rltk.judges import Judges
 from rltk.kv_size import context
 from rltk.learner.group import LearnerGroup
 from rltk.learner.settings import learner_settings
-from rltk.placement import Placement, served_engines
+from rltk.placement import Placement, judge_replicas, served_engines
 from rltk.rewards.actor import RewardWorker
+from rltk.rewards.genrm.client import MARGIN_S
+from rltk.rewards.genrm.engine import JudgeEngine, replica_options
+from rltk.rewards.genrm.engine import concurrency as replica_calls
+from rltk.rewards.genrm.service import GenRMService
+from rltk.rewards.genrm.service import concurrency as service_calls
 from rltk.rewards.scorer import ScorerSpec
 from rltk.rollout.actor import EngineActor
 from rltk.rollout.engine import EngineOptions
@@ -58,12 +65,13 @@ class Roles:
     workers: list[Any] = field(default_factory=list)
     rewards: list[Any] = field(default_factory=list)
     executors: list[Any] = field(default_factory=list)
+    judges: Judges = field(default_factory=Judges)
     learner: LearnerGroup | None = None
 
     def named(self) -> dict[str, Any]:
         """Every actor by its name, as in `rollout engine 0`."""
         kinds = {"rollout engine": self.engines, "rollout worker": self.workers, "reward worker": self.rewards}
-        kinds["tool executor"] = self.executors
+        kinds |= {"tool executor": self.executors, "judge": self.judges.replicas, "genrm service": self.judges.services}
         kinds["learner rank"] = self.learner.ranks if self.learner else []
         return {f"{kind} {number}": actor for kind, actors in kinds.items() for number, actor in enumerate(actors)}
 
@@ -115,13 +123,17 @@ def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> N
         if placement.gpu_shared:
             # vLLM measures the device's memory while it starts, and takes what others allocate then for its own.
             _wait_started([roles.engines[-1].ready.remote()], "rollout engine", roles.engines, config)
+    _judges(roles.judges, config, placement)
     reward = config.reward
     for _ in range(reward.workers):
         placed = RewardWorker.options(num_cpus=placement.reward_cpus)
-        spec = scorer_spec(config)
-        roles.rewards.append(placed.remote(spec, reward.processes, reward.deadline_s, reward.memory_gib))
+        spec, service = scorer_spec(config), roles.judges.service_name
+        roles.rewards.append(
+            placed.remote(spec, reward.processes, reward.deadline_s, reward.memory_gib, service, reward.genrm)
+        )
     roles.executors += _executors(config, placement)
     deadlines = {"rollout": config.deadlines.rollout, "reward": config.deadlines.reward}
+    deadlines |= {"judge": reward.genrm.deadline_s + MARGIN_S} if reward.genrm.enabled else {}
     for served in served_engines(config.rollout.engines, config.rollout.workers):
         worker = ray.remote(RolloutWorker).options(num_cpus=placement.worker_cpus, runtime_env=_environment())
         engines = [roles.engines[number] for number in served]
@@ -134,6 +146,7 @@ def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> N
     waiting = [
         *(roles.learner.start() if roles.learner else []),
         *(role.ready.remote() for role in (*roles.engines, *roles.workers, *roles.rewards, *roles.executors)),
+        *(service.ready.remote() for service in roles.judges.services),  # it waits for its replicas
     ]
     _wait_started(waiting, "the roles", list(roles.named().values()), config)
 
@@ -161,6 +174,29 @@ def _executors(config: Config, placement: Placement) -> list[Any]:
         num_cpus=placement.tool_cpus, max_restarts=-1, max_concurrency=concurrency(tools)
     )
     return [actor.remote(tools) for _ in range(tools.executors)]
+
+
+def _judges(judges: Judges, config: Config, placement: Placement) -> None:
+    """Ray restarts replicas, whose weights never change, and the service, which holds nothing but a cache."""
+    options, run = config.reward.genrm, secrets.token_hex(4)
+    for number in range(judge_replicas(config)):
+        # By name, as Ray warns of an actor that restarts and holds another's handle from its start.
+        judges.names.append(f"judge-{run}-{number}")
+        actor = ray.remote(JudgeEngine).options(
+            name=judges.names[-1], num_cpus=placement.judge_cpus, num_gpus=placement.judge_gpus, max_restarts=-1,
+            max_concurrency=replica_calls(options), runtime_env=_environment(),
+        )  # fmt: skip
+        threads = placement.judge_threads if placement.device == "cpu" else 0
+        judges.replicas.append(actor.remote(replica_options(options, placement.device, threads, config.seed)))
+        if placement.gpu_shared:
+            _wait_started([judges.replicas[-1].ready.remote()], "judge", judges.replicas, config)
+    if options.enabled:
+        service = ray.remote(GenRMService).options(
+            name=f"genrm-{run}", num_cpus=0, max_restarts=-1, max_task_retries=2, max_concurrency=service_calls(options),
+            runtime_env=_environment(),
+        )  # fmt: skip
+        judges.services.append(service.remote(options, judges.names))
+        judges.service_name = f"genrm-{run}"
 
 
 def _learner(config: Config, placement: Placement) -> LearnerGroup:

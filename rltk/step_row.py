@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rltk.causes import by_cause
 from rltk.gathering import Gathered
+from rltk.genrm_metrics import genrm_figures
 from rltk.learner.settings import TrainResult
 from rltk.ledger import Ledger
 from rltk.metrics import LearnedArrays, step_metrics
@@ -27,6 +28,7 @@ def step_row(
 
     mismatch/mean/<cause>      see `rltk.causes.by_cause`
     tools/..., attc/..., dtsr/...   see `rltk.tool_metrics.tool_figures`
+    genrm/...                  see `rltk.genrm_metrics.genrm_figures`
     probe/max, probe/mean      log-prob differences of engine and learner at the weights that the step made
     weight_version             the step whose weights these are
     failed                     samples that could not be used
@@ -41,7 +43,7 @@ def step_row(
     records = [gathered.records[t.group_id] for t in trajectories]
     arrays = _arrays(gathered, learned)
     row = step_metrics(trajectories, arrays, [r.level for r in records]) | _with_deviations(learned.metrics)
-    row |= tool_figures(trajectories, records)
+    row |= tool_figures(trajectories, records) | genrm_figures(trajectories)
     sampled_with = (published.version[0], published.version[1] - 1)  # `published` are the weights the step made
     row |= by_cause(trajectories, arrays.old, sampled_with, kv, published.probe.mean)
     row |= {"probe/max": published.probe.largest, "probe/mean": published.probe.mean}

@@ -23,6 +23,11 @@ AVERAGED = (
     "mismatch/tail_per_1k",
     "mismatch/alarm",
     "grad_norm",
+    "genrm/asked",
+    "genrm/unknown",
+    "genrm/precision",
+    "genrm/recall",
+    "genrm/f1",
     "overhead",
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 from rltk.config import Config
 from rltk.model_folder import DTYPE_BYTES
 from rltk.nearest import meant
+from rltk.rewards.genrm.options import ON_FAILURE
 from rltk.rollout.tools.options import FORMATS, ISOLATIONS, MODES, SESSIONS, VOID_TURNS
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -26,6 +27,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tools.jail.isolation": ISOLATIONS,
     "attc.mode": MODES,
     "dtsr.mode": MODES,
+    "reward.genrm.dtype": tuple(DTYPE_BYTES),
+    "reward.genrm.on_failure": ON_FAILURE,
     "resume": ("never", "auto"),
 }
 AT_LEAST_1 = [
@@ -57,6 +60,11 @@ AT_LEAST_1 = [
     "dtsr.max_checks",
     "dtsr.reply_tokens",
     "dtsr.threshold",
+    "reward.genrm.replicas",
+    "reward.genrm.context",
+    "reward.genrm.max_sequences",
+    "reward.genrm.queue",
+    "reward.genrm.breaker_failures",
 ]
 AT_LEAST_0 = [
     "seed",
@@ -75,6 +83,10 @@ AT_LEAST_0 = [
     "tools.turn_tokens",
     "tools.jail.files_mib",
     "dtsr.gap_tokens",
+    "reward.genrm.threads",
+    "reward.genrm.retries",
+    "reward.genrm.cache",
+    "reward.genrm.canary_every",
 ]
 ABOVE_0 = [
     "learner.lr",
@@ -93,6 +105,11 @@ ABOVE_0 = [
     "tools.deadline_s",
     "tools.jail.cpu_s",
     "attc.threshold",
+    "reward.genrm.kv_cache_gib",
+    "reward.genrm.deadline_s",
+    "reward.genrm.attempt_s",
+    "reward.genrm.start_s",
+    "reward.genrm.breaker_pause_s",
 ]
 
 

@@ -18,7 +18,7 @@ from rltk import watch
 from rltk.errors import ConfigError, MismatchError
 from rltk.rollout.dtsr import QUESTION_TOKENS
 from rltk.rollout.engine import Completion, Request
-from rltk.rollout.formats import build_format
+from rltk.rollout.formats import build_format, told
 from rltk.rollout.interventions import Intervention, build_interventions
 from rltk.rollout.job import Job, Sampling
 from rltk.rollout.loop import TurnLoop
@@ -51,7 +51,8 @@ class RolloutResult:
 
 
 class RolloutWorker:
-    """`engines`, `rewards` and `executors` are actor handles; `deadlines` seconds: {"rollout": ..., "reward": ...}.
+    """`engines`, `rewards` and `executors` are actor handles; `deadlines` seconds: {"rollout": ..., "reward": ...}, and
+    "judge", what the reward workers may take besides, where a judge speaks after the rule.
 
     Raises ConfigError where the chat template or the tokenizer cannot do what `tools.format` asks of them.
     """
@@ -80,6 +81,7 @@ class RolloutWorker:
         self.client = ToolClient(executors, self.tools) if self.tools.enabled else None
         self._loop: TurnLoop | None = None
         self._done = self._total = self._scored = 0
+        self._evaluation = False  # what is rolled out now, for whoever scores it
         self._prompts: dict[str, list[int]] = {}
 
     def set_engines(self, engines: Sequence[Any]) -> None:
@@ -110,6 +112,7 @@ class RolloutWorker:
         """Sample and score every job. Jobs of one prompt share its ids; nothing sampled is ever re-encoded."""
         start = time.perf_counter()
         self._done, self._total, self._prompts = 0, len(jobs), {}
+        self._evaluation = sampling.evaluation
         partial: dict[str, State] = {}
         failed: dict[str, str] = {}
         if self._by_turns(sampling):
@@ -221,7 +224,7 @@ class RolloutWorker:
             format=self.format,
             options=tools,
             names=tuple(signature.name for signature in self.signatures),
-            schemas=[s.function() for s in self.signatures] if tools.enabled and tools.format == "json" else None,
+            schemas=told(tools, self.signatures, self.environment),
             environment=self.environment,
             stop_ids=self.stop_ids,
             temperature=sampling.temperature,
@@ -254,9 +257,10 @@ class RolloutWorker:
         worker = self.rewards[self._scored % len(self.rewards)]
         try:
             return await watch.wait(
-                worker.score.remote(pairs, 0.8 * self.deadlines["reward"]),  # it masks what is late, before we do
+                # It masks what is late, before we do.
+                worker.score.remote(pairs, 0.8 * self.deadlines["reward"], self._evaluation),
                 f"score {len(pairs)} samples", "rollout worker", "reward worker",
-                self.deadlines["reward"], peek=lambda: worker.stacks.remote(),
+                self.deadlines["reward"] + self.deadlines.get("judge", 0.0), peek=lambda: worker.stacks.remote(),
             )  # fmt: skip
         except Exception as error:
             reason = f"reward worker failed: {type(error).__name__}"

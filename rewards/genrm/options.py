@@ -14,6 +14,7 @@ class GenRMOptions:
     judge: str = "fapo"  # of rewards/genrm/judges, or module:Class
     judge_options: dict[str, Any] = field(default_factory=dict)  # its max_tokens, temperature, template, ...
     on_failure: str = "mask"  # a verdict that nobody could give: mask (the sample) | not_flawed | flawed
+    evaluate: bool = True  # ask in evaluations too
 
     # Who answers: engines of our own, or a server that stands already.
     model: str = ""  # a Hugging Face folder or id
@@ -43,3 +44,7 @@ class GenRMOptions:
     cache: int = 65536  # verdicts kept; 0: none
     canary_every: int = 0  # training steps between two looks at the judge's drift; 0: only at the start and the end
     canary_file: str | None = None  # JSON lines {"problem", "response", "reference", "flawed"}; null: those that ship
+
+    @property
+    def enabled(self) -> bool:
+        return self.name != "none"

@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
+import ray
+
 from rltk import watch
 from rltk.errors import ConfigError
 from rltk.rewards.genrm.backends import Chat, EngineBackend, OpenAIBackend
@@ -39,7 +41,7 @@ class GenRMService:
     """`ray.remote` is applied where it is placed, with `max_restarts=-1`, `max_task_retries=2` (judging has no effect
     outside) and `max_concurrency=concurrency(options)`; it can be used without Ray. Belongs to one event loop.
 
-    replicas: handles of JudgeEngine actors; none with `options.url`. `backends` in their place: any other kind.
+    replicas: handles of JudgeEngine actors, or their names; none with `options.url`. `backends` in their place: any other kind.
     """
 
     def __init__(
@@ -186,7 +188,8 @@ def _backends(options: GenRMOptions, replicas: Sequence[Any]) -> list[Backend]:
     if not replicas:
         raise ConfigError("the generative reward model has neither replicas nor reward.genrm.url: who shall judge?")
     chat = Chat(options)
-    return [EngineBackend(f"replica {number}", handle, chat, options) for number, handle in enumerate(replicas)]
+    handles = [ray.get_actor(replica) if isinstance(replica, str) else replica for replica in replicas]
+    return [EngineBackend(f"replica {number}", handle, chat, options) for number, handle in enumerate(handles)]
 
 
 def _no_verdict(cause: str, detail: dict[str, Any]) -> Verdict:

@@ -98,7 +98,8 @@ Ask = Callable[[Prompt], Awaitable[Reply]]  # what a judge speaks with; raises J
 class Judge(Protocol):
     """Scores one response. `version` names templates and every option that can change a verdict: a cache key's part.
 
-    `judge` never raises JudgeUnavailable: it returns a Verdict without a value and with the cause.
+    `judge` never raises JudgeUnavailable: it returns a Verdict without a value and with the cause. A class may say by
+    `when` which samples of a run it is for, by what the rule found: right | wrong | all (if it says nothing).
     """
 
     name: str

@@ -23,6 +23,7 @@ from rltk.learner.deepspeed_config import deepspeed_config, gradient_scale, join
 from rltk.learner.needs import WITH_REFERENCE, needs_of
 from rltk.learner.packing import Packed, RaggedBatch, balance, micro_batches, minibatches, pack
 from rltk.learner.policy import Policy, load_model
+from rltk.learner.scored import advantage_by_verdict
 from rltk.learner.settings import LearnerSettings, TrainResult
 from rltk.learner.step import Step, accumulate, mean_of_steps, pack_sequences
 from rltk.learner.tables import Tables
@@ -75,7 +76,7 @@ class Learner:
             for number, (part, micro) in enumerate(zip(parts, plan, strict=True))
         ]
         return TrainResult(
-            metrics=mean_of_steps(found),
+            metrics=mean_of_steps(found) | advantage_by_verdict(batch, step.advantage, step.kept),
             old=step.tables.arrays("old"),
             new=step.tables.arrays("new"),
             entropy=step.tables.arrays("entropy"),

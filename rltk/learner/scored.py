@@ -40,6 +40,20 @@ def advantages(objective: Objective, batch: RaggedBatch) -> tuple[torch.Tensor, 
     return objective.advantages(torch.nan_to_num(reward), group, valid), kept.nonzero()[:, 0].numpy()
 
 
+def advantage_by_verdict(batch: RaggedBatch, advantage: torch.Tensor, kept: np.ndarray) -> dict[str, float]:
+    """Mean advantage of the sequences that are learned from, by what was said of them: `advantage/sound` and
+    `advantage/flawed` of right answers (one that nobody checked counts as sound), `advantage/wrong`. Under FAPO that of
+    the flawed ones turns from positive to negative once sound answers outnumber wrong ones."""
+    right, flawed = batch.correct == 1, batch.flawed == 1
+    kinds = {"sound": right & ~flawed, "flawed": right & flawed, "wrong": batch.correct == 0}
+    learned = np.zeros(len(batch.reward), bool)
+    learned[kept] = True
+    values = advantage.numpy()
+    return {
+        f"advantage/{kind}": float(values[of & learned].mean()) for kind, of in kinds.items() if (of & learned).any()
+    }
+
+
 def sequence_columns(batch: RaggedBatch) -> dict[str, torch.Tensor]:
     """`reward`, `pass_rate`, `group_length`, each fp32 [B], of whole groups as they were scored (not as shaped).
 

@@ -13,7 +13,7 @@ CALL_SECONDS = {"queue": "waiting", "run": "wall", "cpu": "processor"}
 def sections(run: Run) -> list[tuple[str, list[Chart]]]:
     """(heading, charts), empty sections left out."""
     found = [("Learning", _learning(run)), ("The update", _update(run)), ("Sampler against learner", _mismatch(run))]
-    found += [("Responses", _responses(run)), ("Tools", _tools(run)), ("Time", _time(run))]
+    found += [("Responses", _responses(run)), ("Tools", _tools(run)), ("Judge", _judge(run)), ("Time", _time(run))]
     charts = [(heading, [chart for chart in charts if chart is not None]) for heading, charts in found]
     return [(heading, kept) for heading, kept in charts if kept]
 
@@ -47,6 +47,13 @@ def _learning(run: Run) -> list[Chart | None]:
                 _metric(run, "flawed", "training samples", 2),
             ],
             percent=True,
+        ),
+        line_chart(
+            "Advantage by verdict",
+            "mean over samples: right and sound, right but flawed, wrong; FAPO turns against flawed ones on the way",
+            [_metric(run, f"advantage/{kind}", kind, i) for i, kind in enumerate(("sound", "flawed", "wrong"))]
+            if run.series("advantage/flawed")[0]
+            else [],
         ),
         line_chart(
             "Groups that teach nothing",
@@ -192,6 +199,40 @@ def _tools(run: Run) -> list[Chart | None]:
             "share of trajectories whose thought a sufficiency check closed",
             [_metric(run, "dtsr/closed", "training", 2), Series("held-out", *run.held_out("dtsr/closed"), points=True)],
             percent=True,
+        ),
+    ]
+
+
+def _judge(run: Run) -> list[Chart | None]:
+    against = ("precision", "recall", "f1")
+    held_out = [
+        Series(f"held-out {name}", *run.held_out(f"genrm/{name}"), colour=i, points=True)
+        for i, name in enumerate(against)
+    ]
+    return [
+        line_chart(
+            "Verdicts",
+            "share of samples asked about; of the verdicts those that say flawed; of the questions those without one",
+            [_metric(run, f"genrm/{name}", name, i) for i, name in enumerate(("asked", "flawed", "unknown"))],
+            percent=True,
+        ),
+        line_chart(
+            "Against the rule",
+            "the judge's “flawed” against the task's own label, of right answers",
+            [*held_out, *(_metric(run, f"genrm/{name}", name, i) for i, name in enumerate(against))],
+            percent=True,
+        ),
+        line_chart(
+            "Drift",
+            "canaries that are answered otherwise than at the start, and those answered right",
+            [_metric(run, "genrm/drift", "drift", 1), _metric(run, "genrm/canary_accuracy", "right", 2)],
+            percent=True,
+        ),
+        line_chart(
+            "Seconds of a verdict",
+            "waiting included: 95th percentile of the step; median and 99th of the service's latest",
+            [_metric(run, f"genrm/{name}", name, i) for i, name in enumerate(("seconds_p95", "p50_s", "p99_s"))],
+            zero=True,
         ),
     ]
 

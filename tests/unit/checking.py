@@ -19,10 +19,13 @@ def see_gpus(monkeypatch, count: int) -> None:
 
 def changed(config: Config, settings: dict[str, Any]) -> Config:
     for key, value in settings.items():
-        group, _, name = key.rpartition(".")
-        part = replace(getattr(config, group) if group else config, **{name: value})
-        config = replace(config, **{group: part}) if group else part
+        config = _set(config, key, value)
     return config
+
+
+def _set(node: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    return replace(node, **{name: _set(getattr(node, name), rest, value) if rest else value})
 
 
 def refusal(config: Config, settings: dict[str, Any] | None = None) -> str:

@@ -134,7 +134,7 @@ def test_every_numeric_key_has_a_range(base):
 
     bounded = {*value_checks.AT_LEAST_0, *value_checks.AT_LEAST_1, *value_checks.ABOVE_0}
     elsewhere = {"learner.beta1", "learner.beta2", "learner.zero_stage", "rollout.top_p", "rollout.top_k"}
-    elsewhere |= {"rollout.gpu_memory_share"}
+    elsewhere |= {"rollout.gpu_memory_share", "reward.genrm.gpu_memory_share"}
     numeric = {key for key, value in leaves(base) if type(value) in (int, float)}
     assert numeric == bounded | elsewhere
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -75,18 +76,21 @@ def test_every_choice_composes_and_bears_its_name():
     """The n-th choice of every group together: each choice is met, with few compositions."""
     known = {group: choices for group, choices in groups().items() if group != "experiment"}
     needs = {
-        "task=custom": "task.target=m:T",
-        "task=jsonl": "task.path=p.jsonl",
-        "task=reasoning_gym": "task.dataset=gcd",
-        "model=custom": "model.path=p",
+        "task=custom": ["task.target=m:T"],
+        "task=jsonl": ["task.path=p.jsonl"],
+        "task=judging_jsonl": ["task.path=p.jsonl"],
+        "task=reasoning_gym": ["task.dataset=gcd"],
+        "model=custom": ["model.path=p"],
+        "reward/genrm=custom": ["reward.genrm.model=p"],
+        "reward/genrm=server": ["reward.genrm.url=http://h/v1", "reward.genrm.model=m"],
+        "kv=dapq_longflow": ["kv.budget=64"],
     }
-    needs["kv=dapq_longflow"] = "kv.budget=64"
     for number in range(max(map(len, known.values()))):
         chosen = {group: choices[number % len(choices)] for group, choices in known.items()}
         argv = [f"{group}={choice}" for group, choice in chosen.items()]
-        config = load([*argv, *(needs[argument] for argument in argv if argument in needs)])
+        config = load([*argv, *(setting for argument in argv for setting in needs.get(argument, []))])
         for group, choice in chosen.items():
-            assert getattr(getattr(config, group), "name", choice) == choice
+            assert getattr(reduce(getattr, group.split("/"), config), "name", choice) == choice
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])
@@ -275,7 +279,7 @@ def test_an_entry_point_ends_with_the_code_that_tells_why(error, code, said, cap
 def test_the_usage_text_lists_every_group_choice_and_main_key(default):
     text = usage()
     for group, choices in groups().items():
-        assert re.search(rf"^  {group} +{re.escape(' | '.join(choices))}$", text, re.MULTILINE)
+        assert re.search(rf"^  {group.replace('/', '.')} +{re.escape(' | '.join(choices))}$", text, re.MULTILINE)
     assert set(MAIN_KEYS) <= set(flatten(default))
     for key in MAIN_KEYS:
         assert f"  {key}=" in text

@@ -87,7 +87,7 @@ def test_the_folder_holds_the_same_model_and_is_made_once(small, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     config = resolve_model(load(["model=gguf://weights_of_it/it.gguf"]))
-    assert list(folder_problems(config.model)) == []
+    assert list(folder_problems(config.model.path, None)) == []
     again = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     ids = torch.tensor([[4, 5, 6, 7, 4, 8, 1]])
     torch.testing.assert_close(again(ids).logits, small(ids).logits)

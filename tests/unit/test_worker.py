@@ -1,6 +1,7 @@
 """RolloutWorker without Ray: what it asks of engines, tools and reward workers, and in which order."""
 
 import asyncio
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -83,7 +84,7 @@ class Scorer:
     def __init__(self):
         self.scored, self.score = [], Remote(self._score)
 
-    async def _score(self, pairs, deadline):
+    async def _score(self, pairs, deadline, evaluation):
         self.scored += [trajectory.uid for trajectory, _ in pairs]
         return [RewardRecord(1.0, "scored") for _ in pairs]
 
@@ -126,7 +127,13 @@ def roll(chosen, some, sampling=SAMPLING):
     for engine in chosen.engines:
         if hasattr(engine.say, "running"):
             engine.say.running.settings = chosen._settings(sampling)
-    return asyncio.run(asyncio.wait_for(chosen.rollout(some, sampling), 60))
+    results = []
+
+    async def scene():  # returns nothing: asyncio.run looks at the result's repr, which takes longer than the rollout
+        results.append(await asyncio.wait_for(chosen.rollout(some, sampling), 60))
+
+    asyncio.run(scene())
+    return results[0]
 
 
 async def forty_two(request):
@@ -190,29 +197,50 @@ def test_first_turns_are_added_in_the_order_of_the_jobs_and_later_ones_to_the_sa
     assert chosen.progress() == (40, 40)
 
 
-def test_a_slow_tool_keeps_nobody_else_waiting():
-    """The call of one ends only when every other trajectory has been scored."""
-    others = asyncio.Event()
+def test_thousands_are_in_flight_and_a_slow_tool_keeps_none_of_the_others_waiting():
+    """No call ends before every trajectory has one under way; that of one ends when all others have been scored."""
+    count, under_way = 2048, set()
+    everyone, others = asyncio.Event(), asyncio.Event()
 
     async def run(request):
-        if request.trajectory == "u3":
-            await others.wait()
+        under_way.add(request.trajectory)
+        if len(under_way) == count:
+            everyone.set()
+        await (others if request.trajectory == "u3" else everyone).wait()
         return ToolResult("ok", "42")
 
     engine = Engine(by_turns(CODE.format(1), CODE.format(2), ANSWER))
     chosen, scorer = worker([engine], run)
     score = scorer._score
 
-    async def tells(pairs, deadline):
-        found = await score(pairs, deadline)
-        if len(scorer.scored) == 7:
+    async def tells(*asked):
+        found = await score(*asked)
+        if len(scorer.scored) == count - 1:
             others.set()
         return found
 
     scorer.score = Remote(tells)
-    result = roll(chosen, jobs(8))
-    assert len(result.trajectories) == 8 and scorer.scored[-1] == "u3"
+    result = roll(chosen, jobs(count))
+    assert len(result.trajectories) == count and scorer.scored[-1] == "u3"
     assert all(len(t.calls) == 2 for t in result.trajectories)
+    assert len(engine.extended) < 10  # what came in one tick goes to the engine together
+
+
+def test_a_trajectory_past_its_own_deadline_is_masked_and_the_others_are_scored(monkeypatch):
+    clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("rltk.rollout.loop.time", clock)
+
+    async def run(request):
+        while request.trajectory == "u1" and len(scorer.scored) < 3:
+            await asyncio.sleep(0)
+        clock.now += 301.0 if request.trajectory == "u1" else 0.0
+        return ToolResult("ok", "42")
+
+    chosen, scorer = worker([Engine(by_turns(CODE.format(1), ANSWER))], run, replace(PYTHON, deadline_s=300.0))
+    late, *rest = sorted(roll(chosen, jobs(4)).trajectories, key=lambda t: t.uid != "u1")
+    assert late.reward.value is None and late.reward.detail == {"cause": "deadline"}
+    assert late.notes["turns"]["ended"] == "deadline" and [use.status for use in late.calls] == ["ok"]
+    assert sorted(scorer.scored) == ["u0", "u2", "u3"] and all(t.reward.value == 1.0 for t in rest)
 
 
 def test_what_fails_ends_alone_and_says_why(monkeypatch):
@@ -321,16 +349,19 @@ def test_functions_and_environments_through_their_executor(tmp_path):
         record = Record("p", ({"role": "user", "content": "Go."},), "5", data={"start": 3})
         result = roll(chosen, [Job("u", "g", record, 1)], Sampling(1.0, 400, 200))
         assert result.failed == {}
-        return result.trajectories[0]
+        (trajectory,) = result.trajectories
+        return trajectory, chosen.tokenizer.decode(trajectory.segments[0].ids)
 
     (tmp_path / "template").write_text(QWEN)
     call = '<tool_call>\n{"name": "add", "arguments": %s}\n</tool_call>'
     texts = (call % '{"first": 40, "second": 2}', call % '{"first": "x"}', "\\boxed{42}")
-    summed = through("add", str(tmp_path / "template"), texts)
+    summed, told = through("add", str(tmp_path / "template"), texts)
+    assert '"name": "add"' in told and "The sum of two numbers." in told
     assert [use.status for use in summed.calls][0] == "ok" and summed.calls[0].output == "42"
     assert summed.calls[1].status == "parse_error"
     assert "<tool_response>\n42\n</tool_response>" in summed.text
-    walked = through("Stairs", None, ("up", "down", "up"))
+    walked, told = through("Stairs", str(tmp_path / "template"), ("up", "down", "up"))
+    assert told == "<|im_start|>user\nGo.\n\nYou stand at 3.<|im_end|>\n<|im_start|>assistant\n"  # no word of tools
     assert walked.notes["turns"]["ended"] == "done" and [u.output for u in walked.calls][-1] == "Now at 5."
     assert walked.text.startswith("up") and "You stand at 3." not in walked.text
 

@@ -9,7 +9,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from rltk.errors import ConfigError
+from rltk.rewards.genrm.options import GenRMOptions
 from rltk.rewards.genrm.types import Comparer, Judge
+
+WHEN = ("right", "wrong", "all")
 
 
 def judge_names() -> list[str]:
@@ -33,6 +36,21 @@ def build_judge(name: str, **options: Any) -> Judge | Comparer:
         return judge_class(**options)
     except TypeError as error:
         raise ConfigError(f"judge {name} cannot be built with {options}: {error}") from error
+
+
+def asked_when(options: GenRMOptions) -> str:
+    """Which samples of a run its judge is for, by what the rule found: right | wrong | all (the judge's own `when`).
+    ConfigError for a judge that only compares, and as `build_judge` raises."""
+    judge = build_judge(options.judge, **options.judge_options)
+    if not callable(getattr(judge, "judge", None)):
+        raise ConfigError(
+            f"reward.genrm.judge = {options.judge!r} compares responses; a run asks about each response as it ends: "
+            "take a judge of one (fapo, answer_equivalence, ensemble, module:Class)"
+        )
+    when = getattr(judge, "when", "all")
+    if when not in WHEN:
+        raise ConfigError(f"judge {options.judge}: when = {when!r} must be one of {', '.join(WHEN)}")
+    return when
 
 
 def _our_class(name: str) -> type[Any]:

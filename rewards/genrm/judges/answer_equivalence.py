@@ -24,6 +24,7 @@ class AnswerEquivalence:
     """
 
     name = "answer_equivalence"
+    when = "wrong"
 
     def __init__(
         self, template: str = "answer_equivalence.v1", max_tokens: int = 1024, temperature: float = 0.0, seed: int = 0

@@ -49,6 +49,8 @@ class Ensemble:
         if asks is not None and len(asks) != len(self.judges):
             raise ConfigError(f"judge ensemble: {len(asks)} asks for {len(self.judges)} judges")
         self.combine, self.k, self.asks = combine, float(k), asks
+        kinds = {getattr(judge, "when", "all") for judge in self.judges}
+        self.when = kinds.pop() if len(kinds) == 1 else "all"
         self.version = f"{self.name}/{combine},k={self.k:g}/[{' | '.join(versions)}]"
 
     async def judge(self, question: Question, ask: Ask) -> Verdict:

@@ -21,6 +21,7 @@ class FlawFinder:
     """
 
     name = "fapo"
+    when = "right"  # a wrong answer needs nobody to find its flaw
 
     def __init__(
         self, template: str = "fapo.v1", max_tokens: int = 4096, temperature: float = 0.0, seed: int = 0
