@@ -13,18 +13,16 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 
 from rltk.errors import InfrastructureError
 from rltk.rewards.scorer import masked
+from rltk.rewards.screen import screen
 from rltk.rewards.time_limit import TimeLimitError, time_limit
 from rltk.trajectory import RewardRecord
 
-# Together below the usual deadline of a sample, 10 s, as a number crunched inside C code is deaf to them and is ended
-# only with its process. math-verify's own limits are off (so is its warning that they are): they interrupt only once.
+# CPU seconds, together below the usual deadline of a sample, 10 s: a number crunched inside C code is deaf to them and
+# is ended only with its process. math-verify's own limits, and its warning that they are off, are off: they interrupt
+# only once.
 math_verify.parser.TIMEOUT_WARNING_SHOWN = math_verify.grader.TIMEOUT_WARNING_SHOWN = True
 PARSE_S = 3
 VERIFY_S = 3
-LONGEST_ANSWER = 500  # characters
-LARGEST_EXPONENT = 9_999
-LARGEST_FACTORIAL = 999
-DEEPEST_BRACKETS = 30
 
 BOXED = [LatexExtractionConfig(boxed_match_priority=0)]
 ANCHORED = [
@@ -32,11 +30,9 @@ ANCHORED = [
     ExprExtractionConfig(try_extract_without_anchor=False),
 ]
 BOX = re.compile(r"\\f?boxed\s*(?=\{)")
+BRACE = re.compile(r"[{}]")
 FINAL_ANSWER = re.compile(r"answer\s*(?:is|:|=)\s*(.*)", re.IGNORECASE)
 MARKDOWN_BOLD = re.compile(r"\*\*(.+?)\*\*")
-FACTORIAL = re.compile(r"(\d+)[\s)}\]]*!")
-NESTED_FACTORIAL = re.compile(r"!\s*[)}\]][\s)}\]]*!")
-BINOMIAL = re.compile(r"\\[dt]?binom\s*\{?\s*(\d+)")
 
 
 class _Unparsable(Exception):
@@ -52,7 +48,7 @@ def score_math(answer: str, text: str) -> RewardRecord:
     Raises InfrastructureError off the main thread, where those time limits cannot work.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise InfrastructureError("score_math needs the process's main thread (SIGALRM); score through RewardPool")
+        raise InfrastructureError("score_math needs the process's main thread (signals); score through RewardPool")
     try:
         gold = _parse_gold(answer)
     except _Unparsable as error:
@@ -76,41 +72,23 @@ def score_math(answer: str, text: str) -> RewardRecord:
     return RewardRecord(1.0, reason="equal", correct=True) if equal else _wrong("different")
 
 
+def warm_up() -> None:
+    """Load what sympy loads when it first compares, over a second of CPU time: not at the first sample's expense."""
+    score_math("x^2+2x+1", r"\boxed{(x+1)^2}")
+
+
 def last_boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} whose braces are balanced."""
-    for match in reversed(list(BOX.finditer(text))):
-        content = _group(text, match.end())
-        if content is not None:
-            return content
-    return None
-
-
-def screen(expression: str) -> str | None:
-    """Why the expression must not be given to sympy, or None. What slips through meets the deadlines."""
-    if len(expression) > LONGEST_ANSWER:
-        return f"has {len(expression)} characters; at most {LONGEST_ANSWER} are parsed"
-    text = expression.replace("**", "^")
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST_BRACKETS:
-        return f"nests brackets {deepest} deep; at most {DEEPEST_BRACKETS} are parsed"
-    of_brackets = 1  # (((9^9)^9)^9): exponents of brackets multiply
-    for match in re.finditer(r"\^\s*", text):
-        exponent = _operand(text, match.end())
-        if ("^" in exponent or "!" in exponent) and not _symbolic(exponent):
-            return "has a tower of exponents"
-        size = _product(exponent)
-        if text[: match.start()].rstrip()[-1:] in (")", "}", "]"):
-            of_brackets *= size
-        if max(size, of_brackets) > LARGEST_EXPONENT:
-            return f"has an exponent above {LARGEST_EXPONENT}"
-    if NESTED_FACTORIAL.search(text) or any(int(n) > LARGEST_FACTORIAL for n in FACTORIAL.findall(text)):
-        return f"has a factorial above {LARGEST_FACTORIAL}, or of a factorial"
-    if any(int(n) > LARGEST_EXPONENT for n in BINOMIAL.findall(text)):
-        return f"has a binomial of more than {LARGEST_EXPONENT}"
-    return None
+    boxes = {match.end() for match in BOX.finditer(text)}
+    if not boxes:
+        return None
+    last, opened = None, []
+    for brace in BRACE.finditer(text, min(boxes)):  # once over the text, however many boxes are never closed
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened and (start := opened.pop()) in boxes and (last is None or start > last[0]):
+            last = start, brace.start()
+    return None if last is None else text[last[0] + 1 : last[1]]
 
 
 @lru_cache(maxsize=4096)  # a group's samples share their reference
@@ -145,34 +123,3 @@ def _wrong(reason: str) -> RewardRecord:
 def _after_anchor(text: str) -> str | None:
     anchors = FINAL_ANSWER.findall(text[-2000:])
     return MARKDOWN_BOLD.sub(r"\1", anchors[-1]) if anchors else None
-
-
-def _group(text: str, start: int) -> str | None:
-    """The content of the bracket that opens at `start`; None if it is never closed."""
-    closing = {"{": "}", "(": ")"}[text[start]]
-    depth = 0
-    for position in range(start, len(text)):
-        depth += (text[position] == text[start]) - (text[position] == closing)
-        if depth == 0:
-            return text[start + 1 : position]
-    return None
-
-
-def _operand(text: str, start: int) -> str:
-    """What an exponent sign at `start - 1` applies to itself: a bracket, a number with what sticks to it, a symbol."""
-    if text[start : start + 1] in ("{", "("):
-        return _group(text, start) or text[start:]
-    match = re.compile(r"[-+]?\w+\s*[\^!]?|\S?").match(text, start)
-    return match[0] if match else ""
-
-
-def _symbolic(exponent: str) -> bool:
-    """It holds a variable (or e, pi): sympy will not multiply it out."""
-    return re.search(r"\\pi|[a-zA-Z]", re.sub(r"\\(?!pi)[a-zA-Z]+", "", exponent)) is not None
-
-
-def _product(exponent: str) -> int:
-    product = 1
-    for number in re.findall(r"\d+", exponent):
-        product *= max(1, int(number))
-    return product

@@ -1,4 +1,4 @@
-"""The reward process: a fresh interpreter that scores what it is sent, on its main thread (math-verify needs SIGALRM).
+"""The reward process: a fresh interpreter that scores what it is sent, on its main thread (time limits need signals).
 
 Started by `rltk.rewards.pool` as `python -P -m rltk.rewards.process SOCKET STACKS MEMORY PARENT`: two inherited file
 descriptors, the address-space limit in bytes, the pool's process id. It imports neither torch nor ray.

@@ -1,4 +1,4 @@
-"""A limit on how long Python code may run in the main thread, by a timer that goes on until it is heard."""
+"""A limit on the CPU time of Python code in the main thread, by a timer that goes on until it is heard."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ AGAIN_S = 0.1
 
 
 class TimeLimitError(BaseException):
-    """The block took longer than its limit. Not an Exception: sympy swallows those on many of its ways."""
+    """The block took more than its limit. Not an Exception: sympy swallows those on many of its ways."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeLimitError in the block once it has run for `seconds`, and every 0.1 s from then until it is left.
+    """Raises TimeLimitError in the block once this process has computed for `seconds`, and every 0.1 s from then until
+    it is left.
 
-    Main thread only (SIGALRM). A single call into C code is deaf to it; end its process for that. A timer that was
+    CPU seconds, as a busy machine makes no right answer wrong; whoever waits for the block has a clock of their own.
+    Main thread only (SIGPROF). A single call into C code is deaf to it; end its process for that. A timer that was
     already running goes on where it stood.
     """
     over = False
@@ -29,13 +31,13 @@ def time_limit(seconds: float) -> Iterator[None]:
         if not over:
             raise TimeLimitError(f"took over {seconds} s")
 
-    handler_before = signal.signal(signal.SIGALRM, expired)
-    timer_before = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_S)
+    handler_before = signal.signal(signal.SIGPROF, expired)
+    timer_before = signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN_S)
     try:
         try:
             yield
         finally:
             over = True
     finally:  # apart, as the timer may still be heard at the line above
-        signal.setitimer(signal.ITIMER_REAL, *timer_before)
-        signal.signal(signal.SIGALRM, handler_before)
+        signal.setitimer(signal.ITIMER_PROF, *timer_before)
+        signal.signal(signal.SIGPROF, handler_before)

@@ -72,7 +72,9 @@ class Jsonl:
 
     def warm_up(self) -> None:
         """Called once in each reward process: loading sympy must not count against the first sample's deadline."""
-        import rltk.rewards.math  # noqa: F401
+        from rltk.rewards.math import warm_up
+
+        warm_up()
 
     def score(self, record: Record, text: str) -> RewardRecord:
         from rltk.rewards.math import score_math  # loads sympy: only where answers are scored

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from rltk.errors import ConfigError, InfrastructureError
 from rltk.nearest import meant
+from rltk.rewards.screen import screen
 from rltk.tasks.generated import is_held_out
 from rltk.trajectory import Record, RewardRecord
 
@@ -52,9 +54,11 @@ PARSED_BY_SYMPY = {
     "simple_integration": LETTERS | FUNCTIONS,
     "intermediate_integration": LETTERS | FUNCTIONS,
 }
-EXPRESSION = re.compile(r"(?:\d+\.?\d*|\.\d+|[A-Za-z]\w*|[-+*/^()\s])*", re.ASCII)
+# Possessive: one way to read it. With `+`, twenty digits and a letter that does not belong are read for half a minute.
+EXPRESSION = re.compile(r"(?:\d++(?:\.\d*+)?|\.\d++|[A-Za-z]\w*+|[-+*/^()\s])*+", re.ASCII)
 NAME = re.compile(r"(?<![\d.])[A-Za-z]\w*", re.ASCII)
 CALL_OF_A_LETTER = re.compile(r"\b[A-Za-z]\s*\(")  # sympy has functions S, N and O
+HUGE_NUMBER = re.compile(r"[-+]?[\d_.,]+e[-+]?[\d_,]{5,}", re.IGNORECASE)  # as a Fraction it is written out in full
 # They draw from Python sets of strings, which every process orders in its own way.
 UNORDERED = ("codeio", "isomorphic_strings", "polynomial_multiplication", "ransom_note")
 
@@ -130,7 +134,10 @@ class ReasoningGym:
 
     def warm_up(self) -> None:
         """Called once in each reward process: loading sympy must not count against the first sample's deadline."""
-        import rltk.rewards.math  # noqa: F401
+        import rltk.rewards.math
+
+        if self.dataset in PARSED_BY_SYMPY:
+            rltk.rewards.math.warm_up()
 
     def _scorer(self) -> Callable[[str, dict[str, Any]], float]:
         data_set = self._data_set(0)
@@ -158,16 +165,18 @@ class ReasoningGym:
             return RewardRecord(0.0, reason=f"scoring the answer raised {type(error).__name__}", correct=False)
         if not math.isfinite(value):  # an answer of "nan"
             return RewardRecord(0.0, reason=f"the answer's score is {value}", correct=False)
+        if value >= 1.0 and self.dataset == "coin_flip" and not _same_probability(answer, record.answer):
+            return RewardRecord(0.0, reason="the answer is but the first digits", correct=False)
         return RewardRecord(value, reason="scored", correct=value >= 1.0)
 
     def _unread(self, answer: str) -> str | None:
         """Why the scorer must not see the answer, or None."""
         if self.dataset == "complex_arithmetic" and re.search("nan|inf", answer, re.IGNORECASE):
             return "is not a finite number"  # the scorer's exp(-distance), clipped, makes NaN a 1
+        if HUGE_NUMBER.fullmatch(answer):
+            return "has an exponent of over four digits"
         if self.dataset not in PARSED_BY_SYMPY:
             return None
-        from rltk.rewards.math import screen
-
         if not EXPRESSION.fullmatch(answer):
             return "is not made of numbers, names, brackets and + - * / ^ alone"
         unknown = set(NAME.findall(answer)) - PARSED_BY_SYMPY[self.dataset]
@@ -225,6 +234,11 @@ def final_answer(text: str) -> str | None:
 
     boxed = last_boxed(text)
     return None if boxed is None else boxed.strip()
+
+
+def _same_probability(answer: str, reference: str) -> bool:
+    """coin_flip's scorer (0.1.25) gives marks for digits in common, and full marks to "0", with which 0.375 begins."""
+    return abs(Fraction(answer.replace(",", "")) - Fraction(reference)) <= 1e-4
 
 
 @lru_cache(maxsize=16)  # a chunk's data set for the usual number of attempts, and the scorer's

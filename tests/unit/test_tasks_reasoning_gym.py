@@ -129,9 +129,25 @@ def test_no_answer_runs_code_where_sympy_parses_it(dataset, tmp_path, monkeypatc
     assert task.score(record, f"<answer>{record.answer}</answer>").correct is True
 
 
+def test_an_exponent_that_would_be_written_out_is_not_read():
+    """Fraction("1e999999999") has a thousand million digits."""
+    task = gym("coin_flip")
+    record = task.problem(0)
+    for answer in ("1e999999999", "-1E-99999999", "1,000.5e+100000"):
+        assert (
+            task.score(record, f"<answer>{answer}</answer>").reason == "the answer has an exponent of over four digits"
+        )
+    assert task.score(record, "<answer>62.5e-3</answer>").correct is True
+
+
 def test_scores_that_nobody_earned():
     task = gym("complex_arithmetic")
     assert task.score(task.problem(0), "<answer>nan</answer>").value == 0.0
+    task = gym("coin_flip")
+    record = task.problem(4)
+    assert record.answer == "0.375" and task.score(record, "<answer>3/8</answer>").correct is True
+    for answer in ("0", "0.0", "0.3", "1/" + "9" * 400):
+        assert task.score(record, f"<answer>{answer}</answer>").value < 1, answer
     with pytest.raises(ConfigError, match="game_of_life_halting is refused: its scorer .* every answer full marks"):
         gym("game_of_life_halting")
 
