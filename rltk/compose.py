@@ -159,6 +159,9 @@ def _choice(group: str, value: Any, choices: list[str]) -> str:
     own = f"; your own: {group}=my_module:name, importable from here" if group in PLUGS else ""
     typed = group.replace("/", ".")
     own = f"; or {typed}=<folder, owner/name or http://host:8000/v1>" if typed == JUDGE else own
+    if isinstance(value, list) and group == "tools":
+        listed = f"[{','.join(map(str, value))}]"
+        raise ConfigError(f"tools={listed}: several tools are tools=custom tools.use={listed}")
     shown = "null" if value is None else value
     raise ConfigError(f"{typed}={shown} is not known{near}. Choices: {', '.join(choices)}{own}")
 

@@ -112,10 +112,13 @@ def _roles(config: Config, at: Placement) -> tuple[Role, ...]:
 
 
 def _executors(config: Config, at: Placement) -> Iterator[Role]:
+    from rltk.rollout.tools.registry import environment
+
     tools = config.tools
     if tools.enabled:
         runs = f", isolation {tools.jail.isolation}" if "python" in tools.use else ""
-        note = f"{', '.join(tools.use)} ({tools.format}), at most {tools.max_calls} calls a trajectory{runs}"
+        format, calls = ("an environment", "actions") if environment(tools) else (tools.format, "calls")
+        note = f"{', '.join(tools.use)} ({format}), at most {tools.max_calls} {calls} a trajectory{runs}"
         yield Role("tool executor", tools.executors, at.tool_cpus, 0.0, tools.slots, note)
 
 

@@ -123,7 +123,7 @@ def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> N
         if placement.gpu_shared:
             # vLLM measures the device's memory while it starts, and takes what others allocate then for its own.
             _wait_started([roles.engines[-1].ready.remote()], "rollout engine", roles.engines, config)
-    _judges(roles.judges, config, placement)
+    start_judges(roles.judges, config, placement)
     reward = config.reward
     for _ in range(reward.workers):
         placed = RewardWorker.options(num_cpus=placement.reward_cpus)
@@ -176,7 +176,7 @@ def _executors(config: Config, placement: Placement) -> list[Any]:
     return [actor.remote(tools) for _ in range(tools.executors)]
 
 
-def _judges(judges: Judges, config: Config, placement: Placement) -> None:
+def start_judges(judges: Judges, config: Config, placement: Placement) -> None:
     """Ray restarts replicas, whose weights never change, and the service, which holds nothing but a cache."""
     options, run = config.reward.genrm, secrets.token_hex(4)
     for number in range(judge_replicas(config)):
@@ -192,8 +192,8 @@ def _judges(judges: Judges, config: Config, placement: Placement) -> None:
             _wait_started([judges.replicas[-1].ready.remote()], "judge", judges.replicas, config)
     if options.enabled:
         service = ray.remote(GenRMService).options(
-            name=f"genrm-{run}", num_cpus=0, max_restarts=-1, max_task_retries=2, max_concurrency=service_calls(options),
-            runtime_env=_environment(),
+            name=f"genrm-{run}", num_cpus=0, max_restarts=-1, max_task_retries=2,
+            max_concurrency=service_calls(options), runtime_env=_environment(),
         )  # fmt: skip
         judges.services.append(service.remote(options, judges.names))
         judges.service_name = f"genrm-{run}"

@@ -21,6 +21,9 @@ class Arm:
     reference: str = "old"  # old | mu
     staleness: int = 0  # weight versions between the sampler and the learner
     seed: int = 0
+    # Of the labels that it learns from: shares of flawed right answers that pass, of sound ones that are called flawed.
+    label_miss: float = 0.0
+    label_alarm: float = 0.0
 
     def objective(self) -> Objective:
         correction = build_correction(self.correction, **self.correction_options)

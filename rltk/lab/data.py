@@ -85,6 +85,16 @@ def score(
     return scored
 
 
+def with_label_errors(rewards: Sequence[RewardRecord], miss: float, alarm: float, seed: int) -> list[RewardRecord]:
+    """The rewards as a judge with these error rates would label them: `miss` of the flawed right answers pass for
+    sound, `alarm` of the sound ones are called flawed. What nobody labelled stays so."""
+    draws = np.random.default_rng(seed).random(len(rewards))
+    wrong = [
+        r.flawed is not None and draw < (miss if r.flawed else alarm) for r, draw in zip(rewards, draws, strict=True)
+    ]
+    return [replace(r, flawed=not r.flawed) if w else r for r, w in zip(rewards, wrong, strict=True)]
+
+
 def _admitted(
     objective: Objective, rewards: list[RewardRecord], lengths: np.ndarray, group_size: int
 ) -> list[RewardRecord]:

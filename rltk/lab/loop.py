@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from rltk.lab.arm import Arm, Settings
-from rltk.lab.data import Problems, Rolled, score
+from rltk.lab.data import Problems, Rolled, score, with_label_errors
 from rltk.lab.learner import StackLearner
 from rltk.lab.model import Weights, load
 from rltk.lab.sampler import Sampler
@@ -58,7 +59,7 @@ class Lab:
         """Sample with the weights that each arm's staleness allows, and learn: `minibatches` optimizer steps."""
         self.step += 1
         self.remember()
-        rolled = self.roll()
+        rolled = self._misjudged(self.roll())
         batches = [rolled.ragged(run, self.settings.samples, o) for run, o in enumerate(self.learner.objectives)]
         seeds = [minibatch_seed(arm.seed, self.step) for arm in self.arms]
         every = self.settings.noise_every
@@ -78,6 +79,16 @@ class Lab:
         records, prompts, seeds = ([d[i] for d in drawn] for i in range(3))
         samples = self.sampler(self._stale(), prompts, seeds, self.settings.temperature)
         return Rolled(records, prompts, samples, score(self.task, self.tokenizer, records, samples))
+
+    def _misjudged(self, rolled: Rolled) -> Rolled:
+        """With the labels that each arm's judge would give."""
+        rewards = [
+            with_label_errors(found, arm.label_miss, arm.label_alarm, minibatch_seed(arm.seed, self.step))
+            if arm.label_miss or arm.label_alarm
+            else found
+            for arm, found in zip(self.arms, rolled.rewards, strict=True)
+        ]
+        return replace(rolled, rewards=rewards)
 
     def _stale(self) -> Weights:
         """Each arm's weights as of `staleness` versions ago, or the first ones before there are as many."""

@@ -43,15 +43,16 @@ def advantages(objective: Objective, batch: RaggedBatch) -> tuple[torch.Tensor, 
 def advantage_by_verdict(batch: RaggedBatch, advantage: torch.Tensor, kept: np.ndarray) -> dict[str, float]:
     """Mean advantage of the sequences that are learned from, by what was said of them: `advantage/sound` and
     `advantage/flawed` of right answers (one that nobody checked counts as sound), `advantage/wrong`. Under FAPO that of
-    the flawed ones turns from positive to negative once sound answers outnumber wrong ones."""
+    the flawed ones is positive in a group whose wrong answers outnumber the sound ones, and negative after that has
+    turned: `advantage/flawed_positive` is the share of flawed ones for which it has not."""
     right, flawed = batch.correct == 1, batch.flawed == 1
     kinds = {"sound": right & ~flawed, "flawed": right & flawed, "wrong": batch.correct == 0}
     learned = np.zeros(len(batch.reward), bool)
     learned[kept] = True
-    values = advantage.numpy()
-    return {
-        f"advantage/{kind}": float(values[of & learned].mean()) for kind, of in kinds.items() if (of & learned).any()
-    }
+    found = {kind: advantage.numpy()[of & learned] for kind, of in kinds.items()}
+    means = {f"advantage/{kind}": float(values.mean()) for kind, values in found.items() if values.size}
+    flawed_ones = found["flawed"]
+    return means | ({"advantage/flawed_positive": float((flawed_ones > 0).mean())} if flawed_ones.size else {})
 
 
 def sequence_columns(batch: RaggedBatch) -> dict[str, torch.Tensor]:

@@ -50,7 +50,7 @@ def _learning(run: Run) -> list[Chart | None]:
         ),
         line_chart(
             "Advantage by verdict",
-            "mean over samples: right and sound, right but flawed, wrong; FAPO turns against flawed ones on the way",
+            "mean over samples: right and sound, right but flawed, wrong",
             [_metric(run, f"advantage/{kind}", kind, i) for i, kind in enumerate(("sound", "flawed", "wrong"))]
             if run.series("advantage/flawed")[0]
             else [],

@@ -38,6 +38,7 @@ def trained(tmp_path: Path, *arguments: str) -> tuple[Path, dict, str]:
     return folder, summary, out
 
 
+@pytest.mark.full  # a run with a compressed cache is a part of test_everything.py too
 @allow(1)
 def test_longflow_at_80_percent_trains_and_its_pool_is_compressed(tmp_path):
     folder, summary, out = trained(tmp_path, *SHORT, "kv=longflow", "ratio.reference=mu")

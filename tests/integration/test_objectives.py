@@ -22,7 +22,7 @@ OWN = {
     "grpo": "clip/share", "gspo": "log_s/mean", "minirl": "weight/mean", "minpro": "log_prefix/mean",
     "reinforce_pp": "clip/share", "rloo": "clip/share", "sapo": "gate/slope",
 }  # fmt: skip
-QUICK = ("minpro", "dgpo", "fapo")  # ctpo and grpo: tests/integration/test_road.py
+QUICK = ("minpro", "dgpo")  # ctpo and grpo: test_road.py; fapo: test_everything.py
 
 
 def two_steps(tmp_path, *settings: str) -> list[dict]:

@@ -163,6 +163,7 @@ def test_an_unknown_choice_names_the_nearest_and_lists_all():
     for choice in groups()["algorithm"]:
         assert choice in message
     assert "algorithm=my_module:name" in message
+    assert refusal("tools=[python,calculator]").endswith("tools=custom tools.use=[python,calculator]")
 
 
 @pytest.mark.parametrize(

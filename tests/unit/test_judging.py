@@ -140,5 +140,6 @@ class Batch:
 def test_mean_advantages_by_verdict_leave_out_what_is_not_learned_from():
     advantage = torch.tensor([1.0, 0.25, 0.5, -1.0, 9.0])
     found = advantage_by_verdict(Batch(), advantage, np.array([0, 1, 2, 3, 4]))
-    assert found == {"advantage/sound": 0.75, "advantage/flawed": 0.25, "advantage/wrong": -1.0}
+    means = {"advantage/sound": 0.75, "advantage/flawed": 0.25, "advantage/wrong": -1.0}
+    assert found == means | {"advantage/flawed_positive": 1.0}
     assert advantage_by_verdict(Batch(), advantage, np.array([0, 4])) == {"advantage/sound": 1.0}
