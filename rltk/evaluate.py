@@ -22,6 +22,7 @@ from rltk.errors import ConfigError
 from rltk.files import write_json, write_text
 from rltk.model_folder import resolve_model
 from rltk.placement import place
+from rltk.prompt_checks import check_prompts
 from rltk.tasks import build_task
 
 ALIASES = {"samples": "evaluation.samples", "problems": "evaluation.problems", "greedy": "evaluation.greedy"}
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"task={config.task.name} has no held-out problems. Fix: task.held_out or task.held_out_path."
         )
+    check_prompts(config, records)
     figures, rows = _evaluate(config, records, getattr(task, "figures", None))
     _print(config, figures)
     if writes:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from rltk.errors import ConfigError
-from rltk.tasks import demonstrations, tool_demonstrations
+from rltk.tasks import demonstrations, judge_demonstrations, tool_demonstrations
 
 # Words that later uses of the tokenizer (tools, judging, users' problems) meet often.
 _WORDS = "system tool python print step answer problem solution paragraph wrong right first result the of and is not"
 _CHUNK = 5000  # examples drawn from one random stream
-WITH_TOOLS = ("arithmetic_tool",)  # tasks whose responses come from tool_demonstrations
+WITH_TOOLS = ("arithmetic_tool",)  # tasks whose responses call tools
+IN_PARTS = {"arithmetic_tool": tool_demonstrations, "judging": judge_demonstrations}  # others: demonstrations
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,12 @@ def draw_examples(tokenizer, task, mixture: dict, count: int, seed: int, process
 
 def styles(task) -> tuple[str, ...]:
     """The styles of responses that there are for this task, the sound one first."""
-    return (tool_demonstrations if task.name in WITH_TOOLS else demonstrations).STYLES
+    return IN_PARTS.get(task.name, demonstrations).STYLES
 
 
 def check_shares(level, shares: dict, task) -> None:
     """Raises ConfigError for a style that the task has not, and for shares that are not all there is."""
-    known = [*styles(task), *(() if task.name in WITH_TOOLS else ("right",))]
+    known = [*styles(task), *(() if task.name in IN_PARTS else ("right",))]
     unknown = set(shares) - set(known)
     if unknown:
         raise ConfigError(f"level {level}: unknown style {sorted(unknown)[0]!r}; known: {', '.join(known)}")
@@ -137,8 +138,8 @@ def check_shares(level, shares: dict, task) -> None:
 
 def _demonstrate(task, record, style: str, rng: random.Random, right: float = 0.0):
     """A conversation and the response to it in parts: text, and whether the model is to write it."""
-    if task.name in WITH_TOOLS:
-        return tool_demonstrations.demonstrate(record, style, rng)
+    if task.name in IN_PARTS:
+        return IN_PARTS[task.name].demonstrate(record, style, rng)
     return record.messages, [(demonstrations.demonstrate(record, style, rng, right), True)]
 
 

@@ -19,6 +19,7 @@ from rltk.kv_size import describe
 from rltk.model_folder import resolve_model
 from rltk.plan import Plan, make_plan
 from rltk.plan_view import render
+from rltk.prompt_checks import check_prompts
 from rltk.tasks import Task, build_task
 
 if TYPE_CHECKING:  # these import torch and Ray, which a dry run does without
@@ -63,26 +64,9 @@ def _check_code(config: Config, task: Task) -> Objective:
         raise ConfigError(f"algorithm={config.algorithm.path or config.algorithm.name}: {error}") from error
     needs_of(objective, learner_settings(config, device="", threads=0))
     check_scorer(scorer_spec(config))
-    _check_prompts(config, task)
-    return objective
-
-
-def _check_prompts(config: Config, task: Task) -> None:
-    """Prompts may be too long for the run, by this model's template: known now, not in the middle of it."""
-    from rltk.rollout.tokens import check_template, load_tokenizer, render_prompt
-
-    tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
-    check_template(tokenizer)
-    limit = config.task.max_prompt_tokens
     some = task.size if task.size is not None else GENERATED_CHECKED
-    records = [*task.held_out(config.evaluation.problems), *(task.problem(index) for index in range(some))]
-    long = [(r.id, n) for r in records if (n := len(render_prompt(tokenizer, r.messages))) > limit]
-    if long:
-        worst = max(long, key=lambda item: item[1])
-        raise ConfigError(
-            f"{len(long)} of {len(records)} prompts have more than task.max_prompt_tokens={limit} tokens; the longest "
-            f"is {worst[0]} with {worst[1]}. Fix: task.max_prompt_tokens={worst[1]}, or take them out of the data."
-        )
+    check_prompts(config, [*task.held_out(config.evaluation.problems), *(task.problem(index) for index in range(some))])
+    return objective
 
 
 def _open(folder: Path, config: Config) -> dict[str, Any]:
