@@ -15,6 +15,7 @@ from rltk.files import write_text
 COLOUR = {"fapo": COLOURS["fapo"], "grpo": COLOURS["grpo"], "judged": "#efb118"}
 LABELS = {"fapo": "fapo", "grpo": "grpo", "judged": "fapo, labels as wrong as the judge's"}
 SMOOTH = 5  # steps
+FEW = 8  # steps, at either end of a run
 Runs = dict[str, dict[str, Any]]
 
 
@@ -54,8 +55,8 @@ def summary(runs: Runs, key: str) -> dict[str, float]:
 
 
 def judge(runs: Runs) -> dict[str, float]:
-    """Of the judge on the road's held-out problems, mean over seeds, before and after training; and the first step from
-    which the flawed samples' mean advantage (smoothed) is negative, by run."""
+    """Of the judge on the road's held-out problems, mean over seeds, before and after training; the share of flawed
+    answers with a positive advantage, early and late; and `switch` of each run."""
     mine = arms(runs).get("fapo", [])
     found: dict[str, float] = {}
     for which, at in (("before", 0), ("after", -1)):
@@ -64,14 +65,19 @@ def judge(runs: Runs) -> dict[str, float]:
                 run["judge"][at][f"genrm/{name}"] for run in mine if run["judge"][at].get(f"genrm/{name}") is not None
             ]
             found |= {f"judge_{name}_{which}": statistics.fmean(values)} if values else {}
+    for which, part in (("first", slice(None, FEW)), ("last", slice(-FEW, None))):
+        shares = [run["train"].get("advantage/flawed_positive", [])[part] for run in mine]
+        known = [share for run in shares for share in run if share is not None]
+        found |= {f"flawed_gaining_{which}_{FEW}_steps": statistics.fmean(known)} if known else {}
     found |= {f"switch_step_s{n}": step for n, run in enumerate(mine) if (step := switch(run)) is not None}
     return found
 
 
 def switch(run: dict[str, Any]) -> int | None:
-    """The first step after which the smoothed mean advantage of flawed samples stays at or under 0."""
-    curve = smoothed(run["train"]["advantage/flawed"])
-    above = [step for step, value in curve if value > 0]
+    """The first step from which on the smoothed share of flawed answers with a positive advantage is under a tenth: the
+    switching point is behind nearly every problem that still meets a flawed answer."""
+    curve = smoothed(run["train"].get("advantage/flawed_positive", []))
+    above = [step for step, share in curve if share >= 0.1]
     later = [step for step, _ in curve if not above or step > above[-1]]
     return later[0] if later else None
 
@@ -120,7 +126,7 @@ def plot(path: Path, whole: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(17, 3.8), constrained_layout=True)
+    figure, axes = pyplot.subplots(1, 5, figsize=(20, 3.8), constrained_layout=True)
     road, lab = arms(whole.get("road", {}).get("runs", {})), arms(whole.get("lab", {}).get("runs", {}))
     _band(axes[0], road, lambda row: row["avg@4"], "real stack: held-out avg@4", 100)
     _band(axes[1], road, lambda row: row["flawed"], "real stack: flawed among right answers", 100)
@@ -132,7 +138,14 @@ def plot(path: Path, whole: dict[str, Any]) -> None:
                 axes[2].plot(*zip(*points, strict=True), color=colour, linewidth=1.4, label=kind if first else None)
     axes[2].axhline(0, color="#20262e", linewidth=0.8)
     axes[2].set(title="fapo: mean advantage by verdict", xlabel="training step")
-    _band(axes[3], lab, lambda row: row["flawed"], "lab: flawed among right answers", 100)
+    for run in road.get("fapo", []):
+        points = smoothed(run["train"].get("advantage/flawed_positive", []))
+        if points:
+            axes[3].plot(
+                *zip(*((step, 100 * share) for step, share in points), strict=True), color="#d4462f", linewidth=1.4
+            )
+    axes[3].set(title="fapo: flawed answers that still gain", xlabel="training step", ylabel="%", ylim=(-2, 102))
+    _band(axes[4], lab, lambda row: row["flawed"], "lab: flawed among right answers", 100)
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)

@@ -38,15 +38,15 @@ def test_a_judges_error_rates_come_back_from_its_precision_and_recall():
 def run(values, accuracy=0.9, flawed=0.1):
     curve = [{"step": s, "avg@4": accuracy, "accuracy": accuracy, "greedy": accuracy, "flawed": flawed} for s in (0, 9)]
     judged = {"step": 0, "genrm/precision": 1.0, "genrm/recall": 0.5, "genrm/f1": 2 / 3}
-    train = {f"advantage/{kind}": values for kind in ("sound", "flawed", "wrong")}
+    train = {f"advantage/{kind}": values for kind in ("sound", "flawed", "wrong", "flawed_positive")}
     return {"curve": curve, "judge": [judged, judged], "train": train}
 
 
-def test_the_switching_point_is_after_the_last_step_above_zero():
+def test_the_switching_point_is_after_the_last_step_at_which_flawed_answers_gain():
     assert smoothed([1.0, None, 3.0]) == [(1, 1.0), (3, 2.0)]
-    assert switch(run([1.0] * 5 + [-3.0] * 6)) == 7  # the mean of the last five is under 0 from there on
+    assert switch(run([1.0] * 5 + [0.0] * 6)) == 10  # the mean of the last five is 0 from there on
     assert switch(run([1.0] * 8)) is None
-    assert switch(run([-1.0, -1.0])) == 1
+    assert switch(run([0.0, 0.0])) == 1
 
 
 def test_the_report_compares_means_over_seeds(tmp_path):
