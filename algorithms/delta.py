@@ -11,6 +11,8 @@ by the deviation of the margins before it. w multiplies the advantage. As in the
 rewards, and the centroid of a side without tokens is the origin.
 Choices of ours: everything is summed over all ranks (the release: over one), and anew for each optimizer batch from
 the weights before the training step (the release: once for all of its minibatches).
+
+`prepare` reads no figure back: a GPU is still at its passes over the hidden states while the host issues the loss.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class DelTA(DAPO):
     weight_low: float = option(0.8, above=0.0, high=1.0)
     weight_high: float = option(1.2, low=1.0)
 
-    _spread: float = math.nan  # sd of w over the optimizer batch, all ranks
+    _spread: Tensor | float = math.nan  # sd of w over the optimizer batch, all ranks
+    _unread: Tensor | None = None  # the sum of w, until the first loss has looked at it
 
     @property
     def needs(self) -> frozenset[str]:
@@ -49,7 +52,7 @@ class DelTA(DAPO):
     def prepare(self, shard: TokenBatch, reduce: Reduce | None = None, first: bool = True) -> TokenBatch:
         """Weighs the advantages by w. A rank without sequences passes `hidden` of shape `[0, T, d]`.
 
-        Raises ValueError without hidden states, and if one of them is not finite.
+        Raises ValueError without hidden states.
         """
         shard = super().prepare(shard, reduce, first)
         if shard.hidden is None:
@@ -59,43 +62,43 @@ class DelTA(DAPO):
         return replace(shard, advantage=weight * advantage, hidden=shard.hidden.new_zeros(*shard.hidden.shape[:2], 0))
 
     def loss(self, batch: TokenBatch, totals: Totals | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Raises ValueError if a hidden state that `prepare` was given, under whatever mask, is not finite."""
         if batch.hidden is not None and batch.hidden.shape[2] > 0:
             if totals is not None:
                 raise ValueError("delta: call prepare with the optimizer batch before the losses of its micro-batches")
             batch = self.prepare(batch)  # the batch is all there is
-        return super().loss(batch, totals)
+        result = super().loss(batch, totals)
+        total, self._unread = self._unread, None
+        if total is not None and not math.isfinite(total):  # read last: it waits for the GPU
+            raise ValueError(f"{self!r}: hidden is not finite everywhere; it must be, where the mask is 0 too")
+        return result
 
     def token_loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().token_loss(batch)
-        return loss, metrics | {"weight/sd": batch.old.new_full((len(batch.old),), self._spread)}
+        return loss, metrics | {"weight/sd": torch.as_tensor(self._spread).to(batch.old).expand(len(batch.old))}
 
     def _weights(self, shard: TokenBatch, advantage: Tensor, reduce: Reduce) -> Tensor:
         """w of each token, `[B, T]`; of no meaning where the mask is 0, as the advantage is 0 there."""
         assert shard.hidden is not None
         vectors = _Vectors(shard.hidden, torch.where(shard.mask, -torch.expm1(shard.old), 0.0))
-        sides = torch.stack([advantage, -advantage], dim=1).clamp(min=0.0)  # [B, 2, T]
+        sides = torch.stack([advantage, -advantage], dim=1).clamp_(min=0.0)  # [B, 2, T]
 
-        side = advantage.sign()
-        margin = side * _margins(vectors, _centroids(vectors, sides, reduce))
-        scale = _deviations(margin, sides, reduce)
+        nearness = _nearness(vectors, _centroids(vectors, sides, reduce))
+        unit = _units(nearness, sides, reduce)
         for refinement in range(self.refinements):
             if refinement > 0:
-                scale = _deviations(margin, sides, reduce)
-            belonging = torch.sigmoid(margin / scale)
-            margin = side * _margins(vectors, _centroids(vectors, sides * belonging[:, None], reduce))
+                unit = _units(nearness, sides, reduce)
+            belonging = torch.sigmoid(nearness * unit)
+            nearness = _nearness(vectors, _centroids(vectors, sides * belonging[:, None], reduce))
 
-        weight = self.weight_low + (self.weight_high - self.weight_low) * torch.sigmoid(margin / scale)
+        weight = self.weight_low + (self.weight_high - self.weight_low) * torch.sigmoid(nearness * unit)
         weight = torch.where(advantage == 0, self.weight_low, weight)
-        sampled = torch.where(shard.mask, weight, 0.0).double()
-        sums = torch.stack([shard.masked_lengths.sum().double(), sampled.sum(), (sampled**2).sum()])
-        count, total, square = reduce(sums).tolist()
-        if not math.isfinite(total):
-            raise ValueError(f"{self!r}: hidden is not finite everywhere; it must be, where the mask is 0 too")
-        if not count:
-            return weight
-        mean = total / count
-        self._spread = math.sqrt(max(0.0, square / count - mean**2)) / mean
-        return weight / mean
+        sampled = torch.where(shard.mask, weight, 0.0)
+        sums = torch.stack([shard.masked_lengths.to(weight.dtype), sampled.sum(dim=1), (sampled**2).sum(dim=1)])
+        count, total, square = reduce(sums.sum(dim=1, dtype=torch.float64))
+        self._unread, total = total, total.clamp(min=TINY)  # no token at all: weights of 0
+        self._spread = (square * count / total**2 - 1).clamp(min=0).sqrt()
+        return weight * (count / total)
 
 
 class _Vectors:
@@ -114,14 +117,18 @@ class _Vectors:
     def sum(self, counts: Tensor) -> Tensor:
         """sum_t counts_t v_t for each side, `[2, d]`; counts `[B, 2, T]`."""
         parts = zip((counts * self.unsure[:, None]).split(self.rows), self._parts(), strict=True)
-        return torch.cat([torch.bmm(of_part, hidden) for of_part, hidden in parts]).sum(dim=0)
+        return _joined([torch.bmm(of_part, hidden) for of_part, hidden in parts]).sum(dim=0)
 
     def along(self, direction: Tensor) -> Tensor:
         """v_t . direction, `[B, T]`; direction `[d]`."""
-        return torch.cat([hidden @ direction for hidden in self._parts()]) * self.unsure
+        return _joined([hidden @ direction for hidden in self._parts()]) * self.unsure
 
     def _parts(self) -> Iterator[Tensor]:
         return (part.to(self.unsure.dtype) for part in self.hidden.split(self.rows))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]  # cat copies even one
 
 
 def _centroids(vectors: _Vectors, counts: Tensor, reduce: Reduce) -> Tensor:
@@ -130,22 +137,18 @@ def _centroids(vectors: _Vectors, counts: Tensor, reduce: Reduce) -> Tensor:
     return sums[:, :-1] / sums[:, -1:].clamp(min=TINY)
 
 
-def _margins(vectors: _Vectors, centroids: Tensor) -> Tensor:
-    """|v - wrong|^2 - |v - right|^2 of each token `[B, T]`: the squares of v cancel."""
+def _nearness(vectors: _Vectors, centroids: Tensor) -> Tensor:
+    """|v - wrong|^2 - |v - right|^2 of each token `[B, T]`: the squares of v cancel. The margin where A > 0, -margin
+    where A < 0."""
     right, wrong = centroids
     apart = right - wrong
     return vectors.along(2 * apart) - apart @ (right + wrong)
 
 
-def _deviations(margin: Tensor, sides: Tensor, reduce: Reduce) -> Tensor:
-    """For each token `[B, T]` the standard deviation of the margins of its own side, over all ranks."""
-    of_side = (sides > 0).double()
-    powers = torch.stack([torch.ones_like(margin), margin, margin**2], dim=2).double()
-    right, wrong = (_deviation(*sums) for sums in reduce((of_side @ powers).sum(dim=0)).tolist())
-    return torch.where(sides[:, 1] > 0, margin.new_full((), wrong), right)
-
-
-def _deviation(count: float, total: float, square: float) -> float:
-    """From the sums of margins; of a side without tokens, any number."""
-    variance = square / count - (total / count) ** 2 if count else 1.0
-    return math.sqrt(max(variance, TINY))
+def _units(nearness: Tensor, sides: Tensor, reduce: Reduce) -> Tensor:
+    """`[B, T]`: what makes a token's nearness its margin / sd: 1 / the sd of its side's over all ranks, or -1 / sd."""
+    powers = torch.stack([torch.ones_like(nearness), nearness, nearness**2], dim=2)
+    sums = reduce(torch.bmm(sides.sign(), powers).sum(dim=0, dtype=torch.float64))  # [2, 3]
+    _, mean, square = (sums / sums[:, :1].clamp(min=1)).unbind(dim=1)
+    right, wrong = (square - mean**2).clamp(min=TINY).rsqrt().to(nearness.dtype)
+    return torch.where(sides[:, 0] > 0, right, -wrong)

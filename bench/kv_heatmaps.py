@@ -54,7 +54,8 @@ def draw(
     top.suptitle(f"needles found, by length of the prompt; heads: {heads}", fontsize=10)
     if image is not None:
         top.colorbar(image, ax=axes, shrink=0.6, label="share found")
-    _perplexities(bottom, result, by_place, policies, shares, contexts)
+    if contexts:
+        _perplexities(bottom, result, by_place, policies, shares, contexts)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

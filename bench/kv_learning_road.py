@@ -3,7 +3,8 @@
 GRPO uncorrected and CTPO against the sampler's log-probs, with `kv=longflow kv.budget=0.2` (80 % compression), and grpo
 with the full cache. Keys go to rltk.train, so the same arms run with another model and task, as in
 
-    python -m bench.kv_learning road --label smollm2 model=smollm2 task=reasoning_gym cluster.device=gpu kv.budget=0.2
+    python -m bench.kv_learning_warm      # a start for SmolLM2, which else answers nothing right
+    python -m bench.kv_learning road --label smollm2 cluster.device=gpu learner.lr=1e-5 <the last line of that>
 
 Results go to section `road` of kv_learning.json under `--label`, after every run; what other labels have stays.
 """

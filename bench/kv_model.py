@@ -2,7 +2,8 @@
 
     prefill   every prompt attends to all of itself, once; each policy scores its keys (rollout/kv/policies)
     decode    for one policy, budget and choice of heads: the chosen keys go into slots, and each forced token runs
-              through the decode kernel over them (kernels/: Triton on a GPU, the reference on a CPU)
+              through the decode kernel over them (kernels/: Triton on a GPU, the reference on a CPU); on a CPU, where
+              what is evicted does not depend on what is decoded, all forced tokens run at once (bench/kv_at_once.py)
 
 Prompts of one length make a batch, so one prefill serves every policy and budget; inside vLLM each would be an engine
 of its own. The first token after a prompt is predicted by the prefill, with the whole cache, here as in the engine.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.kv_at_once import AtOnce, foreseeable
 from rltk.kernels.state import DecodeSettings, DecodeState
 from rltk.rollout.kv.options import KVOptions
 from rltk.rollout.kv.policies.policy import Policy
@@ -50,7 +52,7 @@ class StudyModel:
             from rltk.kernels.decode import decode
         else:
             from rltk.kernels.decode_reference import decode
-        self.decode = decode
+        self.decode, self.at_once = decode, not triton
         counts = {policy.pseudo for policy in policies.values() if policy.pseudo}
         if len(counts) > 1:
             raise ValueError(f"policies with different numbers of pseudo tokens: {sorted(counts)}")
@@ -79,9 +81,14 @@ class StudyModel:
 
         options: a policy's, its budget in tokens (of `prompts.length`), or `full`.
         """
-        step = Cache(prompts, options, len(answers[0]), self.decode)
         ids = torch.tensor([list(answer) for answer in answers], device=self.device)
         logits = [prompts.logits]
+        if self.at_once and foreseeable(options):
+            positions = prompts.length + torch.arange(ids.shape[1] - 1, device=self.device)
+            whole = AtOnce(prompts, options, ids.shape[1])
+            logits.append(self._forward(whole, ids[:, :-1], positions.expand(len(ids), -1), 0))
+            return torch.cat(logits, 1).log_softmax(-1)
+        step = Cache(prompts, options, len(answers[0]), self.decode)
         for number in range(ids.shape[1] - 1):
             step.advance()
             position = torch.full((len(ids), 1), prompts.length + number, device=self.device)
@@ -128,6 +135,15 @@ class Prompts:
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
 
+    def chosen(self, layer: int, options: KVOptions, keep: int) -> Tensor:
+        """int64 [B, 1 or Hkv, keep]: the tokens that have a slot of `keep`, ascending."""
+        if keep == self.length:
+            return torch.arange(keep, device=self.key[layer].device).expand(len(self.key[layer]), 1, -1)
+        policy, shared = self.policies[options.name], options.heads == "shared"
+        return torch.stack(
+            [policy.choose(row, keep, options.sinks, shared) for row in self.scores[options.name][layer]]
+        )
+
 
 def joined(parts: list[Prompts]) -> Prompts:
     """Batches of prompts of one length as one. The parts are emptied on the way, layer by layer."""
@@ -172,11 +188,11 @@ class Cache:
 
     def _fill(self, layer: int, keep: int, blocks: int, kv_heads: int) -> None:
         key, value, name = self.prompts.key[layer], self.prompts.value[layer], self.options.name
-        shared, batch = self.options.heads == "shared", len(key)
+        batch = len(key)
         state = DecodeState.allocate(
             self.decode_settings, blocks, kv_heads, PAGE, heads=self.options.heads, device=key.device
         )
-        chosen = self.chosen(layer, keep, shared).expand(-1, kv_heads, -1)  # [B, Hkv, keep]
+        chosen = self.prompts.chosen(layer, self.options, keep).expand(-1, kv_heads, -1)  # [B, Hkv, keep]
         state.dropped[self.table[:, 0].long()] = self.prompts.length - keep
         pages = torch.zeros(blocks, kv_heads, PAGE, 2 * key.shape[3], device=key.device)
         slots = torch.arange(keep, device=key.device)
@@ -189,14 +205,6 @@ class Cache:
             state.acc[block, :, offset] = self.prompts.scores[name][layer].gather(2, chosen).transpose(1, 2)
         self.pages.append(pages)
         self.states.append(state)
-
-    def chosen(self, layer: int, keep: int, shared: bool) -> Tensor:
-        """int64 [B, 1 or Hkv, keep]: the prompt's tokens that have a slot."""
-        if self.settings is None or keep == self.prompts.length:
-            return torch.arange(keep, device=self.prompts.key[layer].device).expand(len(self.prompts.key[layer]), 1, -1)
-        policy, sinks = self.settings.policy, self.options.sinks
-        scores = self.prompts.scores[self.options.name][layer]
-        return torch.stack([policy.choose(row, keep, sinks, shared) for row in scores])
 
     def advance(self) -> None:
         self.lengths += 1

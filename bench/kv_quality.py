@@ -1,12 +1,13 @@
 """`python -m bench.kv_quality`: what compressed caches cost a real model, SmolLM2-135M, in retrieval and perplexity.
 
-    needles         a 7-digit number somewhere in a story of 1K to 8K tokens; right if every digit is the likeliest
+    needles         a 7-digit number somewhere in a story of up to 8K tokens; right if every digit is the likeliest
     continuations   the perplexity of the 48 tokens after the first of pieces of running text
 
 for full, dapq, snapkv, h2o and streaming at 3, 6, 12, 25 and 50 % of the prompt. The tokens are forced through the
 plugin's policies and decode kernel inside a transformers model (bench/kv_model.py), which gives what greedy decoding in
 the engine gives (tests/integration/test_kv_quality.py holds the two together). Intervals are 95 %: Wilson's for shares,
-a bootstrap over pieces for perplexities. Writes docs/results/kv_quality.json and its heat maps.
+a bootstrap over pieces for perplexities. Writes docs/results/kv_quality.json, its rows and its heat maps after every
+part; `--resume` goes on where a run was cut.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench.kv_heatmaps import draw
-from bench.kv_model import Prompts, StudyModel
+from bench.kv_model import StudyModel
+from bench.kv_quality_figures import figures, table
 from bench.kv_texts import Sample, continuations, needles
 from rltk.compose import load
-from rltk.files import write_json
+from rltk.files import write_json, write_text
 from rltk.manifest import versions
 from rltk.model_folder import resolve_model
 from rltk.rollout.kv.options import KVOptions
@@ -40,7 +41,12 @@ POLICIES = ("dapq", "snapkv", "h2o", "streaming")
 SHARES = (0.03, 0.06, 0.12, 0.25, 0.5)
 HEADS = ("per_kv_head", "shared")  # the papers' choice first; the toolkit's default second
 SINKS, BLOCK = 4, 16
-RESULTS = Path("docs/results")
+RESULTS, ROWS = Path("docs/results"), "kv_quality_rows.json"
+HEAD = """# Needles and perplexity, cache by cache
+
+Made by `bench.kv_quality` (see kv_quality.md); {done} of {all} parts done. Needles found in %, with 95 % intervals.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,15 @@ class Size:
     contexts: tuple[int, ...]  # of continuations
     pieces: int
     scored: int  # tokens of a continuation after its first
+    rounds: int = 1  # that prompts are done in: each has every depth (or both sources), and is written when done
 
 
 # The model's context is 8 192 positions, of which the answer and dapq's pseudo tokens take some.
-FULL = Size((1024, 2048, 4096, 6144, 8064), 11, 4, (1024, 4096), 64, 48)
-SMALL = Size((512, 1024), 3, 2, (512,), 6, 12)
+SIZES = {
+    "full": Size((1024, 2048, 4096, 6144, 8064), 11, 4, (1024, 4096), 64, 48),
+    "cpu": Size((512, 1024, 2048), 11, 4, (1024,), 64, 48, rounds=4),
+    "small": Size((512, 1024), 3, 2, (512,), 6, 12),
+}
 
 
 @dataclass(frozen=True)
@@ -91,115 +101,125 @@ def cells(policies: Sequence[str], heads: Sequence[str]) -> list[Cell]:
     return found
 
 
-def study(model: StudyModel, size: Size, every: list[Cell]) -> tuple[dict[str, list], dict[str, list]]:
-    """By cell: [length, depth, right, digits right] of every needle; [context, source, mean NLL] of every piece."""
-    found: dict[str, list] = {cell.name: [] for cell in every}
-    read: dict[str, list] = {cell.name: [] for cell in every}
-    for length in size.lengths:
-        samples = needles(model.tokenizer, length, size.depths, size.each)
-        for cell, logprobs in _over_cells(model, samples, every, f"needles in {length} tokens"):
-            answers = torch.tensor([sample.answer for sample in samples], device=logprobs.device)
-            likeliest = logprobs.argmax(-1) == answers
-            for sample, digits in zip(samples, likeliest.tolist(), strict=True):
-                found[cell.name].append([length, sample.depth, all(digits), sum(digits)])
-    for length in size.contexts:
-        samples = continuations(model.tokenizer, length, size.scored + 1, size.pieces)
-        for cell, logprobs in _over_cells(model, samples, every, f"continuations of {length} tokens"):
-            answers = torch.tensor([sample.answer for sample in samples], device=logprobs.device)
+@dataclass(frozen=True)
+class Part:
+    """One round of needles of one length, or of continuations after one context."""
+
+    kind: str
+    length: int
+    round: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.length} {self.round}"
+
+
+@dataclass
+class Rows:
+    """What was seen, by cell: needles [length, depth, right, digits right], continuations [context, source, mean NLL].
+
+    done: seconds of the parts that are in.
+    """
+
+    needles: dict[str, list]
+    continuations: dict[str, list]
+    done: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, every: Sequence[Cell]) -> Rows:
+        return cls({cell.name: [] for cell in every}, {cell.name: [] for cell in every})
+
+    def write(self, file: Path) -> None:
+        lines = [f'"done": {json.dumps(self.done)}']
+        for kind in ("needles", "continuations"):
+            cells = ",\n".join(f"{json.dumps(name)}: {json.dumps(rows)}" for name, rows in getattr(self, kind).items())
+            lines.append(f'"{kind}": {{\n{cells}\n}}')
+        write_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def parts(size: Size) -> list[Part]:
+    """Round by round, so that wherever a run is cut every length has had about as many prompts; short ones first."""
+    kinds = [("needles", length) for length in size.lengths] + [("continuations", length) for length in size.contexts]
+    kinds.sort(key=lambda kind: kind[1])
+    return [Part(kind, length, number) for number in range(size.rounds) for kind, length in kinds]
+
+
+def samples_of(part: Part, size: Size, tokenizer: Any) -> list[Sample]:
+    """Every `rounds`-th of the study's."""
+    if part.kind == "needles":
+        every = needles(tokenizer, part.length, size.depths, size.each)
+    else:
+        every = continuations(tokenizer, part.length, size.scored + 1, size.pieces)
+    return every[part.round :: size.rounds]
+
+
+def study(model: StudyModel, samples: list[Sample], part: Part, every: list[Cell], rows: Rows) -> None:
+    """Adds to `rows` what each cell made of the part's samples."""
+    start = time.perf_counter()
+    prompts = model.prefill([sample.prompt for sample in samples])
+    prefilled = time.perf_counter()
+    answers = torch.tensor([sample.answer for sample in samples], device=model.device)
+    for cell in every:
+        if not cell.fits(prompts.length):
+            continue
+        logprobs = model.continued(prompts, cell.options(prompts.length), answers.tolist())
+        if part.kind == "needles":
+            likeliest = (logprobs.argmax(-1) == answers).tolist()
+            for sample, digits in zip(samples, likeliest, strict=True):
+                rows.needles[cell.name].append([part.length, sample.depth, all(digits), sum(digits)])
+        else:
             # The first token is the prefill's, by the whole cache: it says nothing about a compressed one.
             losses = -logprobs.gather(2, answers[..., None])[:, 1:, 0].mean(1)
             for sample, loss in zip(samples, losses.tolist(), strict=True):
-                read[cell.name].append([length, sample.source, loss])
-    return found, read
+                rows.continuations[cell.name].append([part.length, sample.source, round(loss, 5)])
+    rows.done[part.name] = round(time.perf_counter() - start, 1)
+    took = f"{prefilled - start:.0f} s of prefill, {rows.done[part.name]:.0f} s in all"
+    print(f"{part.name}: {len(samples)} prompts, {took}", flush=True)
 
 
-def _over_cells(
-    model: StudyModel, samples: list[Sample], every: list[Cell], what: str
-) -> Iterator[tuple[Cell, torch.Tensor]]:
-    start = time.perf_counter()
-    prompts: Prompts = model.prefill([sample.prompt for sample in samples])
-    prefilled = time.perf_counter()
-    for cell in every:
-        if cell.fits(prompts.length):
-            answers = [sample.answer for sample in samples]
-            yield cell, model.continued(prompts, cell.options(prompts.length), answers)
-    seconds = time.perf_counter() - start
-    print(f"{len(samples)} {what}: {prefilled - start:.0f} s of prefill, {seconds:.0f} s in all", flush=True)
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> list[float]:
-    """[share, low, high] of a binomial share."""
-    if count == 0:
-        return [math.nan] * 3
-    share = right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return [share, max(0.0, middle - half), min(1.0, middle + half)]
-
-
-def bootstrap(losses: Sequence[float], base: Sequence[float] | None = None, draws: int = 2000) -> list[float]:
-    """[exp(mean), low, high] over pieces; with `base`, of the ratio to it, piece by piece."""
-    values = np.asarray(losses) - (0.0 if base is None else np.asarray(base))
-    means = values[np.random.default_rng(0).integers(0, len(values), (draws, len(values)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return [float(np.exp(each)) for each in (values.mean(), low, high)]
-
-
-def figures(found: dict[str, list], read: dict[str, list], every: list[Cell], contexts: Sequence[int]) -> dict:
-    """Per cell: retrieval over all needles and by length; perplexity, and its ratio to full's, by context."""
-    result: dict[str, Any] = {}
-    for cell in every:
-        rows, losses = found[cell.name], read[cell.name]
-        by_length = {length: [row[2] for row in rows if row[0] == length] for length in sorted({r[0] for r in rows})}
-        entry: dict[str, Any] = {"policy": cell.policy, "share": cell.share, "heads": cell.heads}
-        entry["retrieval"] = wilson(sum(row[2] for row in rows), len(rows)) if rows else None
-        entry["digits"] = sum(row[3] for row in rows) / (7 * len(rows)) if rows else None
-        entry["retrieval_by_length"] = {length: wilson(sum(each), len(each)) for length, each in by_length.items()}
-        for context in contexts:
-            here = [row[2] for row in losses if row[0] == context]
-            full = [row[2] for row in read["full"] if row[0] == context]
-            if here:
-                entry[f"perplexity_{context}"] = bootstrap(here)
-                entry[f"perplexity_over_full_{context}"] = bootstrap(here, full)
-        result[cell.name] = entry
+def write(out: Path, record: dict[str, Any], rows: Rows, size: Size, every: Sequence[Cell]) -> dict[str, Any]:
+    """The study as far as it is done; returns the figures."""
+    contexts = sorted({row[0] for row in rows.continuations["full"]})
+    result = figures(rows.needles, rows.continuations, every, contexts)
+    left = [part.name for part in parts(size) if part.name not in rows.done]
+    rows.write(out / ROWS)
+    write_text(
+        out / "kv_quality_table.md",
+        f"{HEAD.format(done=len(rows.done), all=len(parts(size)))}{table(result, contexts)}\n",
+    )
+    write_json(
+        out / "kv_quality.json",
+        record | {"seconds": sum(rows.done.values()), "size": asdict(size), "not_done": left, "figures": result},
+    )
+    for heads in dict.fromkeys(cell.heads for cell in every if cell.policy not in ("full", "streaming")):
+        draw(out / f"kv_quality_{heads}.png", rows.needles, result, every, heads, contexts)
     return result
-
-
-def table(result: dict[str, Any], contexts: Sequence[int]) -> str:
-    heads = ["cache", "needles found", *(f"perplexity after {context}" for context in contexts)]
-    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
-    for name, entry in result.items():
-        row = [name, _interval(entry["retrieval"], 100, "%.0f %% (%.0f-%.0f)")]
-        row += [_interval(entry.get(f"perplexity_{context}"), 1, "%.1f (%.1f-%.1f)") for context in contexts]
-        lines.append(" | ".join(row))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-def _interval(values: list[float] | None, scale: float, form: str) -> str:
-    return "" if values is None else form % tuple(scale * value for value in values)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a few short prompts, for a CPU")
+    parser.add_argument("--size", choices=SIZES, default="full", help="small: seconds; cpu: shorter prompts; full: GPU")
+    parser.add_argument("--small", dest="size", action="store_const", const="small", help="the same as --size small")
+    parser.add_argument("--resume", action="store_true", help="go on from the rows in --out")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--kernel", choices=("triton", "reference"), help="default: triton on a GPU")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of kv_quality.json and the heat maps")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of kv_quality.json, its rows and heat maps")
     parser.add_argument("--threads", type=int, help="CPU threads; 1 on a busy machine")
     asked = parser.parse_args()
-    triton = asked.kernel == "triton" or (asked.kernel is None and asked.device == "cuda")
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    start, size = time.perf_counter(), SMALL if asked.small else FULL
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    triton = asked.kernel == "triton" or (asked.kernel is None and asked.device == "cuda")
+    size, every = SIZES[asked.size], cells(POLICIES, asked.heads)
+    rows = Rows.of(every)
+    if asked.resume and (asked.out / ROWS).exists():
+        rows = Rows(**json.loads((asked.out / ROWS).read_text()))
+        if set(rows.needles) != {cell.name for cell in every}:
+            raise SystemExit(f"{asked.out / ROWS} is of other caches. Fix: the same --heads, or no --resume.")
     folder = resolve_model(load(["model=smollm2"])).model.path
     model = StudyModel(folder, {name: build_policy(name, {}) for name in POLICIES}, asked.device, triton)
-    every = cells(POLICIES, asked.heads)
-    found, read = study(model, size, every)
-    result = figures(found, read, every, size.contexts)
-    print(table(result, size.contexts))
-    record = {
+    record: dict[str, Any] = {
         "bench": "kv_quality",
         "hardware": torch.cuda.get_device_name()
         if asked.device == "cuda"
@@ -208,14 +228,13 @@ def main() -> int:
         "command": " ".join(["python -m bench.kv_quality", *sys.argv[1:]]),
         "model": "smollm2",
         "kernel": "triton" if triton else "reference",
-        "seconds": time.perf_counter() - start,
-        "needles": {"lengths": size.lengths, "depths": size.depths, "each": size.each},
-        "continuations": {"contexts": size.contexts, "pieces": size.pieces, "scored_tokens": size.scored},
-        "figures": result,
     }
-    write_json(asked.out / "kv_quality.json", record | {"rows": {"needles": found, "continuations": read}})
-    for heads in asked.heads:
-        draw(asked.out / f"kv_quality_{heads}.png", found, result, every, heads, size.contexts)
+    for part in parts(size):
+        if part.name not in rows.done:
+            study(model, samples_of(part, size, model.tokenizer), part, every, rows)
+            write(asked.out, record, rows, size, every)
+    result = write(asked.out, record, rows, size, every)
+    print((asked.out / "kv_quality_table.md").read_text())
     summary = {name: entry["retrieval"][0] for name, entry in result.items() if entry["retrieval"]}
     print(json.dumps(record | {"figures": summary}))
     return 0

@@ -1,9 +1,9 @@
-"""`python -m bench.tool_arithmetic [--folder F] [--seeds 0] [key=value ...]`: does a model learn to use a tool?
+"""`python -m bench.tool_arithmetic [--only tool,after] [--seeds 0] [key=value ...]`: does a model learn to use a tool?
 
 experiment=tool_arithmetic and the same run without the tool; then ATTC and DTSR, on and off, in evaluations of the
 model before and after (same problems, same seeds: differences are taken problem by problem). Writes `--out`.json, .md
-and .png (docs/results/tool_arithmetic). Runs stay in `--folder` and are not run anew where they have finished. Keys go
-to all of the training runs.
+and .png (docs/results/tool_arithmetic). Runs stay in `--folder`, the trained model with them, and are not run anew
+where they have finished; what `--only` leaves out stays as `--out`.json has it. Keys go to all of the training runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,13 @@ from typing import Any
 from rltk.files import write_json, write_text
 from rltk.manifest import versions
 
-ARMS = {"tool": [], "no tool": ["tools=none"]}
+ARMS = {"tool": [], "no-tool": ["tools=none"]}
+PARTS = [*ARMS, "before", "after"]
 # The model's whole response is thought until its answer mark, and one call is about 40 tokens.
 DTSR = ["dtsr.mode=eval", "dtsr.opens=''", "dtsr.signals=[Wait]", "dtsr.gap_tokens=16", "dtsr.reply_tokens=8"]
 INTERVENTIONS = {"off": [], "ATTC": ["attc.mode=eval"], "DTSR": DTSR, "both": ["attc.mode=eval", *DTSR]}
 PROBLEMS, SAMPLES = 256, 4
+PATIENCE = ["deadlines.start=1800", "deadlines.rollout=3600"]  # seconds: other work beside it costs time, no figures
 SUMMARY = ("initial_accuracy", "final_accuracy", "initial_greedy", "final_greedy", "wall_seconds", "steps",
            "time_ledger", "config_hash")  # fmt: skip
 CURVE = ("step", "avg@4", "avg@4_ci", "greedy", "length", "tools/used", "tools/calls")
@@ -42,6 +43,8 @@ def train(name: str, keys: list[str], folder: Path) -> dict[str, Any]:
     if not (run / "summary.json").exists():
         command = [sys.executable, "-m", "rltk.train", "experiment=tool_arithmetic", *keys]
         _call([*command, f"name={name}", f"output={folder}", "tracker=none", "resume=auto"])
+    else:
+        print(f"{run} has finished and is not run anew", flush=True)
     summary = json.loads((run / "summary.json").read_text())
     rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     levels = {level: row["avg@4"] for level, row in rows[-1]["levels"].items()}
@@ -56,14 +59,24 @@ def train(name: str, keys: list[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def intervene(model: str, name: str, folder: Path) -> dict[str, dict[str, Any]]:
+def parts(written: str) -> list[str]:
+    chosen = written.split(",")
+    if unknown := [part for part in chosen if part not in PARTS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: the parts are {', '.join(PARTS)}")
+    return chosen
+
+
+def intervene(model: Path, name: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Figures of each intervention on the same problems and seeds; `against off`: differences, by problem."""
+    if name == "after" and not (model / "config.json").exists():
+        raise SystemExit(f"there is no trained model in {model}; train it with --only tool,after")
     rows: dict[str, list[dict[str, Any]]] = {}
     found: dict[str, dict[str, Any]] = {}
     for arm, keys in INTERVENTIONS.items():
         place = f"{name}-{arm}"
         if not (folder / f"{place}.evaluation.json").exists():
-            command = [sys.executable, "-m", "rltk.evaluate", "experiment=tool_arithmetic", f"model={model}", *keys]
+            command = [sys.executable, "-m", "rltk.evaluate", "experiment=tool_arithmetic", f"model={model}", *keys,
+                       *PATIENCE]  # fmt: skip
             _call([*command, f"problems={PROBLEMS}", f"samples={SAMPLES}", "greedy=false", f"output={folder}",
                    f"name={place}"])  # fmt: skip
         figures = json.loads((folder / f"{place}.evaluation.json").read_text())
@@ -122,8 +135,8 @@ def markdown(results: dict[str, Any]) -> list[str]:
                      f"{used[1]} | {run['wall_seconds'] / 60:.1f} |")  # fmt: skip
     lines += ["", f"{PROBLEMS} held-out problems, {SAMPLES} samples each at T = 1, 95 % intervals; differences against "
               "off are of the same problems.", "",
-              "| model | intervention | accuracy | difference, points | sampled tokens | difference |",
-              "|---|---|---|---|---|---|"]  # fmt: skip
+              "| model | intervention | accuracy | difference, points | sampled tokens | difference | it did |",
+              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for model, arms in results["interventions"].items():
         for arm, found in arms.items():
             low, high = found["accuracy_ci"]
@@ -132,10 +145,14 @@ def markdown(results: dict[str, Any]) -> list[str]:
             points = _signed([100 * value for value in against["correct"]]) if against else "-"
             tokens = _signed(against["tokens"]) if against else "-"
             mean, low, high = found["tokens"]
-            lines.append(
-                f"| {model} | {arm} | {accuracy} | {points} | {mean:.1f} ({low:.1f} to {high:.1f}) | {tokens} |"
-            )
+            sampled = f"{mean:.1f} ({low:.1f} to {high:.1f})"
+            lines.append(f"| {model} | {arm} | {accuracy} | {points} | {sampled} | {tokens} | {_did(found)} |")
     return [*lines, ""]
+
+
+def _did(found: dict[str, Any]) -> str:
+    said = {"attc/trust": "trusted {:.1%} of the turns with calls", "dtsr/closed": "closed {:.1%} of the responses"}
+    return ", ".join(words.format(found[key]) for key, words in said.items() if key in found) or "-"
 
 
 def _signed(interval: list[float]) -> str:
@@ -167,28 +184,32 @@ def plot(path: Path, runs: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.tool_arithmetic", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=None, help="of the runs; a new temporary one if not given")
+    parser.add_argument("--folder", type=Path, default=Path("runs/tool_arithmetic"), help="of the runs and evaluations")
+    parser.add_argument("--only", type=parts, default=PARTS, help=f"some of {','.join(PARTS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
         "--out", type=Path, default=Path("docs/results/tool_arithmetic"), help="files, less their endings"
     )
     parser.add_argument("keys", nargs="*")
     arguments = parser.parse_args()
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (arguments.folder or Path(temporary)).resolve()
-        results: dict[str, Any] = {
-            "command": f"python -m bench.tool_arithmetic {' '.join(sys.argv[1:])}".strip(),
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores", "versions": versions(),
-            "runs": {}, "interventions": {},
-        }  # fmt: skip
-        for seed in arguments.seeds:
-            for arm, keys in ARMS.items():
-                name = f"{arm} s{seed}".replace(" ", "-")
-                results["runs"][f"{arm}, seed {seed}"] = train(name, [*keys, *arguments.keys, f"seed={seed}"], folder)
+    start, folder = time.perf_counter(), arguments.folder.resolve()
+    known = arguments.out.with_suffix(".json")
+    earlier = json.loads(known.read_text()) if known.exists() and set(arguments.only) != set(PARTS) else {}
+    command = f"python -m bench.tool_arithmetic {' '.join(sys.argv[1:])}".strip()
+    results: dict[str, Any] = {
+        "command": command, "hardware": f"{platform.machine()}, {os.cpu_count()} cores", "versions": versions(),
+        "commands": earlier.get("commands", {}) | dict.fromkeys(arguments.only, command),
+        "runs": earlier.get("runs", {}), "interventions": earlier.get("interventions", {}),
+    }  # fmt: skip
+    for seed in arguments.seeds:
+        for arm, keys in ARMS.items():
+            if arm in arguments.only:
+                every = [*keys, *arguments.keys, f"seed={seed}"]
+                results["runs"][f"{arm.replace('-', ' ')}, seed {seed}"] = train(f"{arm}-s{seed}", every, folder)
                 write(arguments.out, results)
-        trained = folder / f"tool-s{arguments.seeds[0]}" / "model"
-        for name, model in {"before": "tiny_tool", "after": str(trained)}.items():
+    trained = folder / f"tool-s{arguments.seeds[0]}" / "model"
+    for name, model in {"before": Path("tiny_tool"), "after": trained}.items():
+        if name in arguments.only:
             results["interventions"][name] = intervene(model, name, folder)
             write(arguments.out, results)
     print("\n".join(markdown(results)))

@@ -35,7 +35,9 @@ def prompt_scores(query: Tensor, key: Tensor, scale: float, reduce: str = "mean"
     for start in range(0, window, ROWS):
         rows = torch.arange(start, min(start + ROWS, window), device=key.device)
         q = query[rows].to(dtype).unflatten(1, (kv_heads, -1)).transpose(0, 1)  # [Hkv, w, G, D]
-        logits = (q.flatten(1, 2) @ k).unflatten(1, (len(rows), -1)) * scale  # [Hkv, w, G, T]
-        unseen = columns > (length - window + rows)[:, None]
-        total += logits.masked_fill(unseen[:, None], -torch.inf).softmax(-1).sum((1, 2))
+        last = length - window + rows  # the newest key that each sees
+        seen = length - window + start + len(rows)
+        logits = (q.flatten(1, 2) @ k[..., :seen]).unflatten(1, (len(rows), -1)) * scale  # [Hkv, w, G, seen]
+        unseen = columns[:seen] > last[:, None]
+        total[:, :seen] += logits.masked_fill_(unseen[:, None], -torch.inf).softmax(-1).sum((1, 2))
     return total / (window * q_heads // kv_heads) if reduce == "mean" else total

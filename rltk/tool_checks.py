@@ -1,6 +1,6 @@
 """Whether the run's tools and interventions can work together: told before Ray starts.
 
-Each key's own range is `rltk.value_checks`; whether a chat template can show tools is found as the workers start.
+Each key's own range is `rltk.value_checks`; whether a chat template can show tools is `rltk.prompt_checks`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ def _entries(config: Config) -> Iterator[str]:
             f"tools.format = {tools.format!r} writes Python code and nothing else, and tools.use = "
             f"[{','.join(tools.use)}]; set tools.format=json, or tools.use=[python]"
         )
+    if environment and config.attc.mode != "off":
+        yield (
+            f"attc.mode = {config.attc.mode!r} judges tool calls, and {names[0]} is an environment, whose turns are "
+            "actions; set attc.mode=off"
+        )
     if tools.session == "replay" and "python" not in names:
         yield "tools.session = 'replay' is python's, which tools.use does not name; set tools.session=stateless"
 
@@ -89,8 +94,8 @@ def _limits(config: Config) -> Iterator[str]:
     if "python" in tools.use and wall >= tools.call_deadline_s:
         yield (
             f"tools.jail.cpu_s * tools.jail.wall_factor = {jail.cpu_s:g} * {jail.wall_factor:g} = {wall:g} s of wall "
-            f"time is not under tools.call_deadline_s = {tools.call_deadline_s:g}, which has the wait for a place "
-            "too: a slow call would count as a failure of the machine; raise tools.call_deadline_s"
+            f"time is not under tools.call_deadline_s = {tools.call_deadline_s:g}: a slow program would count as a "
+            "failure of the machine; raise tools.call_deadline_s"
         )
     if tools.deadline_s >= config.deadlines.rollout:
         yield (

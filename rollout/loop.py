@@ -14,6 +14,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from rltk import watch
@@ -97,7 +98,8 @@ class TurnLoop:
             self._ended.put(turns)
             self._over(turns)
         elif isinstance(step, Call):
-            lane.tasks.create_task(self._run_tools(turns, step.requests))
+            left_s = turns.left_s(spent_s)
+            lane.tasks.create_task(self._run_tools(turns, [replace(r, wait_s=left_s) for r in step.requests]))
         elif self._pausing and not isinstance(step, Ask):
             self.paused[turns.job.uid] = turns.pause(spent_s)
             self._over(turns)

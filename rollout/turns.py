@@ -73,6 +73,10 @@ class Turns:
             self._step = self._sample(spent_s)
         return self._step
 
+    def left_s(self, spent_s: float) -> float:
+        """What is left of tools.deadline_s: a call may wait so long for a place."""
+        return max(0.0, self.settings.options.deadline_s - self._state.spent_s - spent_s)
+
     # -- what came back ----------------------------------------------------------------------------------------------
 
     def sampled(self, completion: Completion) -> None:

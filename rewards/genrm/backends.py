@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -17,6 +18,7 @@ from ray.exceptions import RayActorError, RayError
 from rltk import watch
 from rltk.errors import ConfigError, InfrastructureError
 from rltk.rewards.genrm.options import GenRMOptions
+from rltk.rewards.genrm.replica import ReplicaGone
 from rltk.rewards.genrm.types import JudgeUnavailable, Prompt, Reply
 from rltk.rollout.engine import Request
 from rltk.rollout.new_text import NewText
@@ -77,6 +79,9 @@ class EngineBackend:
         try:
             completion = await reference
             ended = True
+        except RayActorError as error:
+            ended = True
+            raise ReplicaGone(f"{type(error).__name__}: {str(error)[-500:]}") from error
         except RayError as error:
             ended = True
             raise JudgeUnavailable("unavailable", f"{type(error).__name__}: {str(error)[-500:]}") from error
@@ -88,11 +93,17 @@ class EngineBackend:
         text = self._chat.decode(completion.ids.tolist())
         return Reply(text, completion.finish_reason, len(completion.ids), self.name)
 
-    async def restart(self) -> None:
+    async def returned(self) -> bool:
+        """An engine's first prompt may take it longer than a question has, so that it is none's."""
+        await self._answer(self._handle.ready.remote)
+        await self.generate(HELLO, self._start_s, f"hello.{secrets.token_hex(3)}")
+        return True
+
+    async def restart(self) -> bool:
         """End the actor, unless it is just coming up; Ray starts it anew (max_restarts=-1)."""
         if not await self._coming_up():
             ray.kill(self._handle, no_restart=False)
-        await self._answer(self._handle.ready.remote)
+        return await self.returned()
 
     async def _coming_up(self) -> bool:
         """A process that Ray starts anew answers before long, one that is stuck never; until then they look alike."""
@@ -168,8 +179,12 @@ class OpenAIBackend:
             raise self._refusal(status, body)
         return self._read(body)
 
-    async def restart(self) -> None:
+    async def returned(self) -> bool:
+        return False
+
+    async def restart(self) -> bool:
         """The server is not ours."""
+        return False
 
     async def stacks(self) -> str:
         return "a server elsewhere, which shows no stacks"

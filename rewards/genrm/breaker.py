@@ -67,10 +67,5 @@ class Breaker:
         self._until = self._clock() + self.pause_s
         return True
 
-    def try_now(self) -> None:
-        """There is reason to think that it works again: the next question is the trial."""
-        if self._until is not None:
-            self._until = min(self._until, self._clock())
-
     def abandon(self, trial: bool) -> None:
         self._trial = self._trial and not trial

@@ -10,7 +10,16 @@ from rltk.rewards.genrm.breaker import Breaker
 from rltk.rewards.genrm.types import JudgeUnavailable, Prompt, Reply
 
 FINAL = ("too_long", "refused")  # the prompt's own fault: every replica would say the same
+MEMORY = 0.05  # of the share of unread replies: what one reply counts, so that about the last 20 do
+SUSPECT = 0.5  # a share by so much over the best replica's is the replica's doing, not the questions'
 STACKS_S = 4.0  # for a replica to say what it is doing; whoever asks for stacks gives up after 5 s (rltk/watch.py)
+
+
+class ReplicaGone(JudgeUnavailable):
+    """Its process ended. A new one takes questions in long before it can answer them: it gets none until then."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("unavailable", message)
 
 
 class Backend(Protocol):
@@ -27,8 +36,12 @@ class Backend(Protocol):
         """Raises JudgeUnavailable; whatever else it raises counts as one. Cancelled, it stops the work over there."""
         ...
 
-    async def restart(self) -> None:
-        """Returns when it answers again. May do nothing, where the replica is not ours."""
+    async def returned(self) -> bool:
+        """After a ReplicaGone: True, when a new process has answered a prompt."""
+        ...
+
+    async def restart(self) -> bool:
+        """True, when it has answered a prompt again; False, where the replica is not ours and nothing was done."""
         ...
 
     async def stacks(self) -> str: ...
@@ -41,9 +54,17 @@ class Replica:
     backend: Backend
     breaker: Breaker
     load: int = 0
-    away: bool = False  # being restarted
+    away: bool = False  # its process ended, or is being restarted
     answered: int = 0
     failed: int = 0
+    unread: float = 0.0  # share of its late replies that were asked for again: whoever asked could not read them
+
+    def answer(self) -> None:
+        self.answered += 1
+        self.unread *= 1 - MEMORY
+
+    def asked_again(self) -> None:
+        self.unread = min(1.0, self.unread + MEMORY)
 
     @property
     def usable(self) -> bool:
@@ -67,6 +88,8 @@ def result(work: asyncio.Future[Reply], name: str) -> Reply:
     """The reply of a generation that ended. Raises JudgeUnavailable if it is none."""
     try:
         reply = work.result()
+    except ReplicaGone as error:
+        raise ReplicaGone(f"{name}: {error}") from error
     except JudgeUnavailable as error:
         raise JudgeUnavailable(error.cause, f"{name}: {error}") from error
     except asyncio.CancelledError:

@@ -4,9 +4,7 @@
                            ^                                                   |
                            +---- on failure: a pause, then another replica ----+-> Reply, or JudgeUnavailable(cause)
 
-A session is one question's way through: its deadline covers waiting, retries and every turn. What a judge asks for
-again word for word (it could not read the reply) goes to another replica too, so that one which writes garbage costs a
-retry and no verdict.
+rewards/genrm/session.py: one question's way through, with its deadline and what it may not ask twice.
 """
 
 from __future__ import annotations
@@ -17,15 +15,15 @@ import itertools
 import logging
 import random
 import secrets
-import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rltk.rewards.genrm.breaker import Breaker
 from rltk.rewards.genrm.options import GenRMOptions
-from rltk.rewards.genrm.replica import FINAL, Backend, Replica, result, stacks
+from rltk.rewards.genrm.replica import FINAL, SUSPECT, Backend, Replica, ReplicaGone, result, stacks
+from rltk.rewards.genrm.session import Session
 from rltk.rewards.genrm.types import JudgeUnavailable, Prompt, Reply
 
 log = logging.getLogger("rltk.genrm")
@@ -54,7 +52,7 @@ class Router:
             Replica(backend, Breaker(options.breaker_failures, options.breaker_pause_s)) for backend in backends
         ]
         self._queue: list[Waiter] = []  # a heap; those who gave up leave it late
-        self._waiting = 0
+        self._waiting = self._most_waiting = 0
         self._counts: Counter[str] = Counter()
         self._numbers, self._places = itertools.count(), itertools.count()
         self._prefix = secrets.token_hex(3)  # a replica may still run what an earlier router of this name asked
@@ -74,7 +72,8 @@ class Router:
 
     def stats(self) -> dict[str, Any]:
         """Generations asked, answered, cancelled, failed (by cause), tries after the first, tokens; who waits and runs
-        now; and of each replica its state. asked = answered + cancelled + failed + in_flight, always."""
+        now, the most that waited at once; and of each replica its state. asked = answered + cancelled + failed +
+        in_flight, always."""
         failed = {name[7:]: n for name, n in self._counts.items() if name.startswith("failed:")}
         counts = {name: self._counts[name] for name in ("asked", "answered", "cancelled", "retries", "tokens")}
         ended = counts["answered"] + counts["cancelled"] + sum(failed.values())
@@ -83,10 +82,12 @@ class Router:
             "failed": failed,
             "in_flight": counts["asked"] - ended,
             "waiting": self._waiting,
+            "most_waiting": self._most_waiting,
             "replicas": [
                 {
                     "name": replica.backend.name, "state": replica.state,
                     "load": replica.load, "answered": replica.answered, "failed": replica.failed,
+                    "unread": replica.unread,
                 }
                 for replica in self._replicas
             ],
@@ -158,10 +159,12 @@ class Router:
                 raise JudgeUnavailable("timeout", f"{backend.name} did not answer within {limit:.1f} s")
             reply = result(work, backend.name)
             breaker.success(trial)
-            replica.answered += 1
+            replica.answer()
             return reply
         except JudgeUnavailable as error:
             blame = blame or (work.done() and error.cause not in FINAL)
+            if isinstance(error, ReplicaGone) and not replica.away:
+                self._send_away(replica, backend.returned)
             raise
         finally:
             work.cancel()  # late, or whoever asked has gone: it stops there, and nobody here waits for that
@@ -187,6 +190,8 @@ class Router:
         heapq.heappush(self._queue, Waiter(session.number, next(self._places), session, tuple(tried), place))
         self._waiting += 1
         self._dispatch()
+        if not place.done():
+            self._most_waiting = max(self._most_waiting, self._waiting)
         try:
             async with asyncio.timeout(max(session.left, 0.0)):
                 return await place
@@ -227,12 +232,19 @@ class Router:
             heapq.heappush(self._queue, waiter)
 
     def _choose(self, waiter: Waiter) -> Replica | None:
-        """The least loaded of those where it failed least often; None: those are full."""
+        """The least loaded of those where it failed least often, one that writes garbage last; None: those are full."""
         only = waiter.session.only
         usable = [r for r in self._replicas if r.usable and only in (None, r.backend.name)]
         fewest = min((waiter.tried.count(r.backend.name) for r in usable), default=0)
         free = [r for r in usable if waiter.tried.count(r.backend.name) == fewest and r.load < r.backend.slots]
-        return min(free, key=lambda r: (r.load / r.backend.slots, r.answered), default=None)
+        best = min((r.unread for r in usable), default=0.0)
+        return min(free, key=lambda r: (r.unread > best + SUSPECT, r.load / r.backend.slots, r.answered), default=None)
+
+    def asked_again(self, name: str) -> None:
+        """Nobody could read what this replica wrote."""
+        for replica in self._replicas:
+            if replica.backend.name == name:
+                replica.asked_again()
 
     # -- replicas that fail --------------------------------------------------------------------------------------------
 
@@ -242,54 +254,43 @@ class Router:
             pause_s = replica.breaker.pause_s
             log.error("judge %s fails; it is left alone for %.1f s", replica.backend.name, pause_s)
             asyncio.get_running_loop().call_later(pause_s + 0.01, self._dispatch)
-            for waiter in self._queue:  # who may ask nobody else does not wait for it
-                if waiter.session.only == replica.backend.name and not waiter.place.done():
-                    waiter.place.set_exception(replica.refusal())
+            self._refuse_those_who_wait_for(replica)
             self._spawn(self._look_after(replica))
 
     async def _look_after(self, replica: Replica) -> None:
         """Write down what it was doing; restart it if it does not come back by itself."""
         log.error("%s", await stacks(replica.backend))
-        if replica.breaker.openings < RESTART_AFTER or replica.away:
-            return
+        if replica.breaker.openings >= RESTART_AFTER and not replica.away:
+            self._send_away(replica, replica.backend.restart)
+
+    def _send_away(self, replica: Replica, back: Callable[[], Awaitable[bool]]) -> None:
+        """It gets no questions until `back` returns, and starts anew if that is true."""
         replica.away = True
+        self._refuse_those_who_wait_for(replica)
+        self._spawn(self._await_return(replica, back))
+
+    async def _await_return(self, replica: Replica, back: Callable[[], Awaitable[bool]]) -> None:
         try:
             async with asyncio.timeout(self._options.start_s):
-                await replica.backend.restart()
-            replica.breaker.try_now()
+                if await back():
+                    replica.breaker.success(trial=False)
+                    replica.unread = 0.0
         except Exception as error:
             log.error("judge %s did not come back: %r", replica.backend.name, error)
         finally:
             replica.away = False
             self._dispatch()
 
+    def _refuse_those_who_wait_for(self, replica: Replica) -> None:
+        """Who may ask nobody else does not wait for it."""
+        for waiter in self._queue:
+            if waiter.session.only == replica.backend.name and not waiter.place.done():
+                waiter.place.set_exception(replica.refusal())
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-class Session:
-    """One question's way to the judge model: `ask` is what a judge speaks with."""
-
-    def __init__(self, router: Router, number: int, uid: str, deadline: float, only: str | None) -> None:
-        self._router = router
-        self.number, self.uid, self.only = number, uid, only
-        self.begun = False  # it has passed the queue's bound
-        self._deadline = deadline
-        self._answered: dict[str, list[str]] = {}  # by whom, for each chat that was asked
-
-    @property
-    def left(self) -> float:
-        """Seconds to the deadline."""
-        return self._deadline - time.monotonic()
-
-    async def ask(self, prompt: Prompt) -> Reply:
-        """The model's reply. Raises JudgeUnavailable: timeout, unavailable, queue_full, too_long, refused, garbage."""
-        answered = self._answered.setdefault(repr(prompt.messages), [])
-        reply = await self._router.generate(self, prompt, answered)
-        answered.append(reply.replica)
-        return reply
 
 
 def _heard(work: asyncio.Future[Reply]) -> None:

@@ -41,7 +41,8 @@ class GenRMService:
     """`ray.remote` is applied where it is placed, with `max_restarts=-1`, `max_task_retries=2` (judging has no effect
     outside) and `max_concurrency=concurrency(options)`; it can be used without Ray. Belongs to one event loop.
 
-    replicas: handles of JudgeEngine actors, or their names; none with `options.url`. `backends` in their place: any other kind.
+    replicas: handles of JudgeEngine actors, or their names; none with `options.url`. `backends` in their place: any
+    other kind.
     """
 
     def __init__(

@@ -43,6 +43,14 @@ class NoCalls:
         raise AssertionError("a run without tools has no results")
 
 
+def told(options: ToolOptions, signatures: Sequence[Signature], environment: bool) -> list[dict[str, Any]] | None:
+    """What the chat template tells the model of its tools; None: nothing. An environment's turns are actions, not
+    calls, and the formats that write Python are the model's own habit or the prompt's business."""
+    if not options.enabled or environment or options.format != "json":
+        return None
+    return [signature.function() for signature in signatures]
+
+
 def build_format(
     options: ToolOptions,
     tokenizer: Any,

@@ -1,6 +1,6 @@
-"""ToolExecutor: runs tool calls on behalf of the rollout workers, each within its deadline.
+"""ToolExecutor: runs tool calls on behalf of the rollout workers.
 
-  call -> queue (bounded, timed) -> one of `slots` places of its tool -> the tool -> result
+  call -> queue (bounded, timed) -> one of `slots` places of its tool -> the tool, within the call's deadline -> result
 
 Every tool has places of its own, so that a slow one does not hold up the others. Nothing blocks the event loop: tools
 await, or work in threads (rollout/tools/threads.py).
@@ -51,7 +51,7 @@ class ToolExecutor:
         return {"isolation": self._isolation, "tools": list(self._tools)}
 
     async def call(self, request: ToolRequest) -> ToolResult:
-        """The result, at most GRACE_S after the request's deadline; raises only what `ready` does."""
+        """The result, at most GRACE_S after the request's wait and deadline; raises only what `ready` does."""
         await self._build()  # a restarted actor is asked for calls at once
         result = await self._call(request)
         self._counts[result.status] += 1
@@ -88,30 +88,31 @@ class ToolExecutor:
         begin = time.monotonic()
         self._waiting += 1
         try:
-            async with asyncio.timeout(request.deadline_s):
+            async with asyncio.timeout(request.wait_s):
                 await places.acquire()
         except TimeoutError:
-            words = f"no place free within {request.deadline_s:g} s; raise tools.slots or tools.executors"
+            words = f"no place free within {request.wait_s:g} s, all that the trajectory had left of tools.deadline_s; "
+            words += "raise tools.slots or tools.executors"
             return ToolResult("infra_error", words, queue_s=time.monotonic() - begin)
         finally:
             self._waiting -= 1
         queue_s = time.monotonic() - begin
         self._running += 1
         try:
-            result = await self._run(tool, request, queue_s)
+            result = await self._run(tool, request)
         finally:
             self._running -= 1
             places.release()
         run_s = result.run_s or time.monotonic() - begin - queue_s
         return replace(result, queue_s=queue_s, run_s=run_s)
 
-    async def _run(self, tool: Tool, request: ToolRequest, queue_s: float) -> ToolResult:
-        left = max(request.deadline_s - queue_s, 0.0)
-        work = asyncio.ensure_future(tool.run(replace(request, deadline_s=left)))
+    async def _run(self, tool: Tool, request: ToolRequest) -> ToolResult:
+        work = asyncio.ensure_future(tool.run(request))
         try:
-            await asyncio.wait({work}, timeout=left + GRACE_S)
+            await asyncio.wait({work}, timeout=request.deadline_s + GRACE_S)
             if not work.done():
-                return past_deadline(request, queue_s, left)
+                limit = f"call {request.deadline_s:g} s"
+                return ToolResult("timeout", f"the call took longer than {request.deadline_s:.1f} s", limit)
             return work.result()
         except InfrastructureError as error:
             return ToolResult("infra_error", str(error))
@@ -126,10 +127,3 @@ def concurrency(options: ToolOptions) -> int:
     """Calls that Ray must let into one executor: those that run and wait (a full queue is to be answered, not to wait
     in Ray, where nobody measures it), and the questions after its state."""
     return options.queue + options.slots * max(len(options.use), 1) + 64
-
-
-def past_deadline(request: ToolRequest, queue_s: float, left: float) -> ToolResult:
-    if queue_s > left:  # it had the smaller part of its time for itself: nobody can tell what it would have done
-        return ToolResult("infra_error", f"waited {queue_s:.1f} s for a place, then ran past its deadline")
-    words = f"the call took longer than {left:.1f} s"
-    return ToolResult("timeout", words, f"call {request.deadline_s:g} s")

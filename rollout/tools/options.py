@@ -37,8 +37,8 @@ class ToolOptions:
     total_tokens: int = 512  # of all results and control text of a trajectory
     void_turns: str = "keep"  # turns with neither call nor answer: keep | mask (not learned from) | drop (the sample)
     answer_marks: list[str] = field(default_factory=lambda: ["\\boxed{", "<answer>"])  # a turn with one is no void turn
-    call_deadline_s: float = 60.0  # of one call, waiting for a place included
-    deadline_s: float = 300.0  # of one trajectory
+    call_deadline_s: float = 60.0  # of one call, once it has a place
+    deadline_s: float = 300.0  # of one trajectory; a call may wait for a place as long as some of it is left
     executors: int = 1  # actors
     slots: int = 2  # calls of each tool that an executor runs at once
     queue: int = 4096  # calls that may wait at an executor

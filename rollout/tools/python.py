@@ -69,9 +69,9 @@ class LocalJail:
 
 
 def cut_short(result: ToolResult, allowed_s: float, wall_s: float) -> ToolResult:
-    """A program that was stopped before its own wall limit, as its call had waited too long for a place, did not time
-    out: nobody can tell what it would have done."""
+    """A program that was stopped before its own wall limit, as its call's deadline came first, did not time out: nobody
+    can tell what it would have done."""
     if result.status != "timeout" or not result.limit.startswith("wall") or allowed_s >= wall_s:
         return result
-    words = f"stopped after {allowed_s:.1f} s of {wall_s:g} s of wall time, as the call had waited too long for a place"
+    words = f"stopped after {allowed_s:.1f} s of {wall_s:g} s of wall time: its call's deadline came first"
     return ToolResult("infra_error", words, result.limit, run_s=result.run_s, cpu_s=result.cpu_s)

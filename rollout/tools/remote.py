@@ -71,7 +71,7 @@ class RemoteSandbox:
             return self._failed(f"answered with HTTP status {body}")
         result = self._read(body, allowed_s, time.monotonic() - begin)
         if result.status == "timeout" and allowed_s < self._wall_s:
-            return self._failed(f"was given {allowed_s:.1f} s of {self._wall_s:g} s, as the call had waited too long")
+            return self._failed(f"was given {allowed_s:.1f} s of {self._wall_s:g} s: its call's deadline came first")
         return result
 
     async def close(self) -> None:

@@ -49,7 +49,7 @@ class ToolRequest:
 
     `trajectory` and `turn` say whose it is. `history`: arguments of this trajectory's earlier successful calls of the
     same tool, oldest first: what a session replays. `context`: the record's data for environments; never for code that
-    the model wrote. `deadline_s`: wall seconds from now, waiting included.
+    the model wrote. `wait_s`: how long it may wait for a place; `deadline_s`: wall seconds once it has one.
     """
 
     trajectory: str
@@ -59,6 +59,7 @@ class ToolRequest:
     history: tuple[dict[str, Any], ...] = ()
     context: dict[str, Any] = field(default_factory=dict)
     deadline_s: float = 30.0
+    wait_s: float = 300.0
 
 
 @dataclass(frozen=True)

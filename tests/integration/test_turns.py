@@ -29,7 +29,7 @@ class Worker(RolloutWorker):
 
 
 class Judge:
-    async def score(self, pairs, deadline):
+    async def score(self, pairs, deadline, evaluation):
         return [RewardRecord(float(record.answer in t.answer_text), "scored") for t, record in pairs]
 
 

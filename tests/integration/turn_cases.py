@@ -37,11 +37,11 @@ class EqualsSign:
         return f"{'' if text[-1] == ' ' else ' '}{results[0]}\n\n"
 
 
-def worked_out(request: ToolRequest, times: int = 1) -> ToolResult:
-    """In an executor's place: the sum, said `times` times."""
+def worked_out(request: ToolRequest) -> ToolResult:
+    """In an executor's place: the sum."""
     first, sign, second = request.arguments["code"].removeprefix("print(").rstrip(")").split()
     value = int(first) + int(second) if sign == "+" else int(first) - int(second)
-    return ToolResult("ok", " ".join([str(value)] * times))
+    return ToolResult("ok", str(value))
 
 
 def problem(number: int, text: str = "What is 31 + 71 - 17 + 72?", answer: str = "157") -> Job:

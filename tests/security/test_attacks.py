@@ -8,6 +8,7 @@ import pytest
 
 from tests.security.arena import User, attacked, users
 from tests.security.attack import ATTACKS
+from tests.security.table import BEGIN, END, PAGE
 
 ORDINARY = users()[-1]
 # What one wall holds by itself: the filter all but reading, Landlock the reading.
@@ -44,3 +45,9 @@ def test_one_wall_alone_holds_its_own(walls: list[str], groups: tuple[str, ...],
 def test_without_walls_harm_is_seen(folder: Path):
     came_to = attacked(ORDINARY, folder, HARMLESS, walls=[])
     assert [name for name, line in came_to.items() if not line["harm"]] == []
+
+
+def test_the_table_in_the_docs_has_every_attack_and_no_harm():
+    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    names = [line.split(" | held: ")[0].removeprefix("| ") for line in table.splitlines() if " | held: " in line]
+    assert sorted(names) == sorted(attack.name for attack in ATTACKS.values()) and "HARM" not in table

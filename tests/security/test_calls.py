@@ -55,7 +55,7 @@ def test_a_call_dies_with_its_parent(user: User, program: str, folder: Path):
 def test_nothing_stays_open(jail: Jail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with_files = Jail(JailOptions(files_mib=1))
-    before = os.listdir("/proc/self/fd")
+    before, children = os.listdir("/proc/self/fd"), set(_children(os.getpid()))  # those of other tests may live yet
     for source in ("print(1)", "1/0", "import os; os._exit(0)", "while True: print(1)", "open('a', 'w').write('x')"):
         for one in (jail, with_files):
             one.run(source)
@@ -63,7 +63,7 @@ def test_nothing_stays_open(jail: Jail, tmp_path: Path, monkeypatch: pytest.Monk
     assert [list(folder.iterdir()) for folder in tmp_path.iterdir()] == [[]]
     del with_files, one
     assert list(tmp_path.iterdir()) == []
-    assert _children(os.getpid()) == []
+    assert set(_children(os.getpid())) <= children
 
 
 def test_a_jail_that_is_forgotten_gives_its_rules_back():

@@ -3,6 +3,7 @@
 import asyncio
 
 from rltk.rewards.genrm.options import GenRMOptions
+from rltk.rewards.genrm.replica import ReplicaGone
 from rltk.rewards.genrm.types import JudgeUnavailable, Reply
 
 SOUND, FLAWED = "All is right: \\boxed{-1}", "Paragraph 0 is wrong: \\boxed{0}"
@@ -12,13 +13,15 @@ QUICK = GenRMOptions(
 
 
 class Fake:
-    """`script`: what the next generations do, then `default`: a text, an exception, "hang", "gone" or a Reply-less
-    object. `gate`: what they wait for first."""
+    """`script`: what the next generations do, then `default`: a text, an exception, "hang", "gone", "ended" or a
+    Reply-less object. `gate`: what they wait for first."""
 
     def __init__(self, name="a", script=(), default=SOUND, slots=4, gate=None):
         self.name, self.slots, self.script, self.default, self.gate = name, slots, list(script), default, gate
         self.prompts, self.uids = [], []
         self.running = self.most = self.cancelled = self.restarts = 0
+        self.ours = True  # and can be restarted
+        self.back = None  # an event: the process that ended stands again
 
     async def generate(self, prompt, deadline_s, uid):
         self.prompts.append(prompt)
@@ -43,15 +46,24 @@ class Fake:
             await asyncio.sleep(3600)
         if act == "gone":
             raise ConnectionError("the replica was killed")
+        if act == "ended":
+            raise ReplicaGone("the actor died")
         return Reply(act, "stop", len(act), self.name) if isinstance(act, str) else act
 
     async def ready(self):
         if isinstance(self.default, Exception):
             raise self.default
 
+    async def returned(self):
+        if self.back is not None:
+            await self.back.wait()
+        return True
+
     async def restart(self):
         self.restarts += 1
-        self.script, self.default = [], SOUND
+        if self.ours:
+            self.script, self.default = [], SOUND
+        return self.ours
 
     async def stacks(self):
         return f"{self.running} running"

@@ -5,15 +5,19 @@ import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from aiohttp import web
+from ray.exceptions import ActorUnavailableError, RayError
 
 from rltk.errors import ConfigError, InfrastructureError
 from rltk.rewards.genrm import router as router_module
 from rltk.rewards.genrm.backends import Chat, EngineBackend, OpenAIBackend, server
 from rltk.rewards.genrm.options import GenRMOptions
+from rltk.rewards.genrm.replica import ReplicaGone
 from rltk.rewards.genrm.service import GenRMService
 from rltk.rewards.genrm.types import JudgeUnavailable, Prompt, Question
+from rltk.rollout.engine import Completion
 from tests.integration.places import TINY
 from tests.unit.genrm_fakes import FLAWED, QUICK, until
 
@@ -213,3 +217,38 @@ def test_a_prompt_that_no_engine_could_answer_is_sent_to_none(chat, cause):
     with pytest.raises(JudgeUnavailable) as error:
         asyncio.run(backend.generate(PROMPT, 5.0, "q"))
     assert error.value.cause == cause
+
+
+DONE = Completion("hello", np.array([5, 6]), np.zeros(2), "stop", (0, 0))
+
+
+@pytest.mark.parametrize(
+    "error, gone", [(ActorUnavailableError("restarting", b"1" * 16), True), (RayError("x"), False)]
+)
+def test_an_actor_that_died_is_told_from_a_call_that_failed_and_is_back_once_it_has_answered(error, gone):
+    class Method:
+        def __init__(self, *ends):
+            self.ends = list(ends)
+
+        def remote(self, *_):
+            async def call():
+                end = self.ends.pop(0)
+                if isinstance(end, Exception):
+                    raise end
+                return end
+
+            return call()
+
+    class Actor:
+        complete, ready = Method(error, DONE), Method(error, (0, 0)) if gone else Method((0, 0))
+
+    async def scene():
+        options = replace(QUICK, model=str(TINY), context=64)
+        backend = EngineBackend("r", Actor, Chat(options), options)
+        with pytest.raises(JudgeUnavailable) as caught:
+            await backend.generate(PROMPT, 5.0, "q")
+        assert caught.value.cause == "unavailable" and isinstance(caught.value, ReplicaGone) is gone
+        assert await backend.returned()
+        return Actor.ready.ends + Actor.complete.ends
+
+    assert asyncio.run(scene()) == []

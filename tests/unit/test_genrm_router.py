@@ -75,8 +75,6 @@ def test_a_breakers_pause_is_bounded_and_an_old_answer_closes_it():
     breaker.success(False)
     assert breaker.state == "closed"
     assert breaker.failure(False) and breaker.pause_s == 10.0
-    breaker.try_now()
-    assert breaker.state == "half_open"
 
 
 # -- where a prompt goes -----------------------------------------------------------------------------------------------
@@ -198,6 +196,66 @@ def test_a_replica_that_does_not_come_back_is_restarted_and_those_who_wait_are_s
     assert asyncio.run(scene()) == ("a", 1, {})
 
 
+def test_a_replica_whose_process_ended_gets_nothing_until_it_stands_again():
+    """A new process takes questions in long before its engine can answer them."""
+
+    async def scene():
+        a, b = Fake("a", script=["ended"], default="hang"), Fake("b")
+        a.back = asyncio.Event()
+        router = Router([a, b], replace(QUICK, attempt_s=0.5))
+        replies = await asyncio.gather(*(ask(router, f"q{n}") for n in range(12)))
+        assert {reply.replica for reply in replies} == {"b"} and len(a.uids) <= a.slots
+        assert router.stats()["replicas"][0]["state"] == "away" and a.restarts == 0
+        seen = len(a.uids)
+        for number in range(4):
+            assert (await ask(router, f"r{number}")).replica == "b"
+        with pytest.raises(JudgeUnavailable, match="a fails, and is not asked"):
+            await ask(router, "only", only="a")
+        assert len(a.uids) == seen
+        a.default = SOUND
+        a.back.set()
+        await until(lambda: router.stats()["replicas"][0]["state"] != "away")
+        assert (await ask(router, "later")).replica == "a"
+        return idle(router)["replicas"][0]["state"]
+
+    assert asyncio.run(scene()) == "closed"
+
+
+def test_a_server_that_nobody_can_restart_is_tried_after_ever_longer_pauses():
+    async def scene():
+        a = Fake("a", default="gone")
+        a.ours = False
+        router = Router([a], replace(QUICK, breaker_failures=1, breaker_pause_s=0.05, retries=1000))
+        with pytest.raises(JudgeUnavailable):
+            await ask(router, left=1.0)
+        await router.close()
+        return len(a.uids), a.restarts
+
+    tries, restarts = asyncio.run(scene())
+    assert 2 <= restarts <= tries <= 6  # .05 + .1 + .2 + .4 + .8 s
+
+
+def test_a_replica_that_was_restarted_is_not_judged_by_what_the_process_before_it_did():
+    async def scene():
+        a, b = Fake("a", default="gone"), Fake("b")
+        router = Router([a, b], QUICK)
+
+        async def ask_both():
+            await asyncio.gather(*(ask(router, f"q{n}") for n in range(8)))
+
+        while not a.restarts:
+            await ask_both()
+            await asyncio.sleep(0.01)
+        await until(lambda: router.stats()["replicas"][0]["state"] == "closed")
+        a.script = ["gone"]
+        await ask_both()
+        await asyncio.sleep(0.1)
+        await router.close()
+        return a.restarts, router.stats()["replicas"][0]["state"]
+
+    assert asyncio.run(scene()) == (1, "closed")
+
+
 def test_a_late_question_is_not_held_against_a_replica():
     async def scene():
         a = Fake("a", default="hang")
@@ -234,7 +292,8 @@ def test_a_full_queue_refuses_new_questions_but_drops_none_that_has_begun():
         await asyncio.gather(second_turn, *waiting)
         order = [uid.split(".")[-1] for uid in a.uids]
         assert order == ["begun", "q0", "begun", "q1", "q2"]  # the oldest question first
-        assert idle(router)["failed"] == {"queue_full": 1}
+        stats = idle(router)
+        assert stats["failed"] == {"queue_full": 1} and stats["most_waiting"] == 3
 
     asyncio.run(scene())
 
@@ -306,7 +365,7 @@ def test_a_place_given_in_the_moment_of_a_cancellation_is_not_lost(turns):
     asyncio.run(scene())
 
 
-ACTS = st.sampled_from([SOUND, FLAWED, "gone", "hang", None, REFUSED, ValueError("500")])
+ACTS = st.sampled_from([SOUND, FLAWED, "gone", "ended", "hang", None, REFUSED, ValueError("500")])
 
 
 @settings(max_examples=40, deadline=None)

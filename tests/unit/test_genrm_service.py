@@ -190,6 +190,37 @@ def test_a_replica_that_writes_garbage_costs_retries_and_no_verdict():
     assert asyncio.run(scene()) == [True] * 12
 
 
+def test_a_replica_that_writes_garbage_is_soon_asked_only_where_no_other_has_a_place():
+    async def scene():
+        a, b = Fake("a", default="lorem \\boxed{17}"), Fake("b", default=FLAWED)
+        judges = service(a, b)
+        for number in range(40):
+            await judges.judge([question(number)])
+        seen = len(a.uids)
+        for number in range(40, 60):
+            (verdict,) = await judges.judge([question(number)])
+            assert verdict.flawed and verdict.detail["replies"] == 1
+        assert len(a.uids) == seen < 25
+        unread = {one["name"]: one["unread"] for one in (await settled(judges))["router"]["replicas"]}
+        assert unread["a"] > 0.5 and unread["b"] == 0.0
+        await judges.judge([question(number) for number in range(60, 68)])  # b has four places
+        return len(a.uids) > seen
+
+    assert asyncio.run(scene())
+
+
+def test_replies_that_no_replica_can_give_readably_are_held_against_none():
+    async def scene():
+        a, b = Fake("a", default="Hmm."), Fake("b", default="Hmm.")
+        judges = service(a, b)
+        for number in range(40):
+            await judges.judge([question(number)])
+        return len(a.uids), len(b.uids)
+
+    asked = asyncio.run(scene())
+    assert sum(asked) == 80 and min(asked) > 30
+
+
 def test_who_joined_a_question_with_less_time_asks_again():
     async def scene():
         a = Fake("a", script=["hang"])

@@ -9,6 +9,10 @@ import pytest
 from bench.kv_learning import arms, cache, figures
 from bench.kv_learning_report import difference, put_section, section, summary
 from bench.kv_learning_road import commands
+from bench.kv_learning_warm import STREAM, WORD_SORTING, examples
+from rltk.rollout.tokens import load_tokenizer, render_prompt
+from rltk.tasks.reasoning_gym import ReasoningGym
+from tests.integration.places import TINY
 
 
 def rows(accuracies, tails=(0.9, 0.2), alarm=1.0):
@@ -76,3 +80,20 @@ def test_the_roads_arms_differ_in_what_they_are_about_and_take_keys(tmp_path):
     assert {"ratio.reference=mu", "seed=1"} <= set(jobs["ctpo-s1"])
     assert "kv.budget=0.5" not in jobs["grpo, full cache-s0"] and "steps=3" in jobs["grpo, full cache-s0"]
     assert "ratio.reference=mu" not in jobs["grpo-s0"]
+
+
+def test_a_warm_start_learns_the_data_sets_own_answers_of_problems_that_no_run_meets():
+    tokenizer = load_tokenizer(str(TINY))
+    task = ReasoningGym(2000, 400, "word_sorting", seed=STREAM, **WORD_SORTING)
+    found = examples(tokenizer, task, 3)
+    for index, (start, length) in enumerate(zip(found.starts.tolist(), found.lengths.tolist(), strict=True)):
+        ids, learnt = found.ids[start : start + length], found.learnt[start : start + length]
+        record = task.problem(index)
+        assert tokenizer.decode(ids[learnt]) == f"<answer>{record.answer}</answer>{tokenizer.eos_token}"
+        assert ids[~learnt].tolist() == render_prompt(tokenizer, record.messages)
+        assert task.score(record, tokenizer.decode(ids[learnt], skip_special_tokens=True)).correct
+    run = ReasoningGym(2000, 400, "word_sorting", **WORD_SORTING)
+    asked = [{t.problem(i).messages[-1]["content"] for i in range(50)} for t in (run, task)]
+    assert not asked[0] & asked[1]
+    with pytest.raises(ValueError, match="over 20 \\+ 400; raise --prompt or --response"):
+        examples(tokenizer, ReasoningGym(20, 400, "word_sorting"), 1)

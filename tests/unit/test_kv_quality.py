@@ -1,12 +1,18 @@
-"""The parts of the quality study that need no model: texts, intervals, pictures."""
+"""The parts of the quality study: texts, intervals, pictures, and forced tokens at once as one after the other."""
 
+import json
 import math
 
 import pytest
+import torch
 
 from bench.kv_heatmaps import draw
-from bench.kv_quality import HEADS, SHARES, Cell, bootstrap, cells, figures, wilson
+from bench.kv_model import StudyModel
+from bench.kv_quality import HEADS, SHARES, SIZES, Cell, Rows, Size, cells, parts, samples_of, write
+from bench.kv_quality_figures import bootstrap, figures, wilson
 from bench.kv_texts import continuations, needles
+from rltk.rollout.kv.options import KVOptions
+from rltk.rollout.kv.policies.policy import build_policy
 from rltk.rollout.tokens import load_tokenizer
 from tests.integration.places import TINY
 
@@ -66,3 +72,50 @@ def test_the_picture_is_drawn(tmp_path):
     assert "perplexity_512" not in result["streaming@3%"]
     draw(tmp_path / "picture.png", found, result, every, "shared", [512])
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_rounds_share_the_samples_out_and_each_has_every_depth_and_source(tokenizer):
+    size = Size((900, 1000), depths=3, each=2, contexts=(300,), pieces=8, scored=15, rounds=2)
+    every = parts(size)
+    order = ["continuations 300", "needles 900", "needles 1000"]
+    assert [part.name for part in every] == [f"{kind} {number}" for number in (0, 1) for kind in order]
+    found = [samples_of(part, size, tokenizer) for part in every if part.length == 900]
+    assert [[sample.depth for sample in samples] for samples in found] == [[0, 0.5, 1]] * 2
+    assert {s.answer for samples in found for s in samples} == {s.answer for s in needles(tokenizer, 900, 3, 2)}
+    read = [samples_of(part, size, tokenizer) for part in every if part.kind == "continuations"]
+    assert [[sample.source for sample in samples] for samples in read] == [["reference"] * 2 + ["story"] * 2] * 2
+    assert all(size.each % size.rounds == 0 and size.pieces % size.rounds == 0 for size in SIZES.values())
+
+
+def test_what_is_done_is_written_and_read_again(tmp_path):
+    every = cells(["dapq"], HEADS)
+    size = Size((900,), 1, 2, (300,), 2, 15, rounds=2)
+    rows = Rows.of(every)
+    rows.needles["full"].append([900, 0.5, True, 7])
+    rows.done["needles 900 0"] = 12.5
+    result = write(tmp_path, {"bench": "kv_quality"}, rows, size, every)
+    assert result["full"]["retrieval"][0] == 1 and result["dapq/shared@3%"]["retrieval"] is None
+    assert Rows(**json.loads((tmp_path / "kv_quality_rows.json").read_text())) == rows
+    written = json.loads((tmp_path / "kv_quality.json").read_text())
+    assert written["not_done"] == ["continuations 300 0", "continuations 300 1", "needles 900 1"]
+    table = (tmp_path / "kv_quality_table.md").read_text()
+    assert "1 of 4 parts" in table and "| cache | found in 900 | found in all |" in table
+    assert "| full | 100 (21-100) | 100 (21-100) |" in table
+    assert written["seconds"] == 12.5 and (tmp_path / "kv_quality_shared.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("policy", ["full", "dapq", "snapkv", "streaming"])
+@pytest.mark.parametrize("heads", HEADS)
+def test_forced_tokens_at_once_are_as_one_after_the_other(policy, heads):
+    """Budgets of less than the prompt, of the prompt and a part of the answer, and of both."""
+    generator = torch.Generator().manual_seed(0)
+    prompts, answers = (torch.randint(3, 380, (3, n), generator=generator).tolist() for n in (60, 20))
+    model = StudyModel(str(TINY), {} if policy == "full" else {policy: build_policy(policy, {})})
+    prefilled = model.prefill(prompts)
+    for budget in (30, 70, 90):
+        options = KVOptions(sinks=0) if policy == "full" else KVOptions(policy, budget=budget, heads=heads, sinks=4)
+        assert model.at_once
+        at_once = model.continued(prefilled, options, answers)
+        model.at_once = False
+        torch.testing.assert_close(at_once, model.continued(prefilled, options, answers), atol=1e-4, rtol=0)
+        model.at_once = True

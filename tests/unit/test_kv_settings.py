@@ -13,6 +13,7 @@ from rltk.rollout import kv
 from rltk.rollout.kv.__main__ import main
 from rltk.rollout.kv.options import KVOptions, policies
 from rltk.rollout.kv.pseudo import check_request, is_wrapped, pseudo_ids, wrap_prompt, wrapped
+from rltk.rollout.kv.refusal import refuse_engine
 from rltk.rollout.kv.settings import KEY, Settings, compressed
 
 QWEN = {"model_type": "qwen3", "max_position_embeddings": 1024, "layer_types": ["full_attention"] * 4}
@@ -114,6 +115,53 @@ def test_models_without_one_full_attention_cache_are_refused(change, match):
     with pytest.raises(ConfigError, match=match):
         kv.refuse(options, 256, {**QWEN, **change})
     kv.refuse(KVOptions("full"), 256, {**QWEN, **change})
+
+
+def engine_config(**changes):
+    """What `refuse_engine` reads of a vLLM config that suits a compressed cache; `changes` are part__name=value."""
+    text = SimpleNamespace(to_dict=lambda: dict(QWEN))
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(enable_prefix_caching=False, cache_dtype="auto", block_size=16),
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=False, max_num_batched_tokens=256),
+        model_config=SimpleNamespace(max_model_len=256, use_mla=False, is_hybrid=False, hf_text_config=text),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, use_ubatching=False),
+        speculative_config=None, kv_transfer_config=None,
+    )  # fmt: skip
+    for name, value in changes.items():
+        part, _, key = name.rpartition("__")
+        setattr(getattr(config, part) if part else config, key, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"cache_config__enable_prefix_caching": True}, "prefix caching.*enable_prefix_caching=False"),
+        ({"scheduler_config__enable_chunked_prefill": True}, "chunked prefill.*enable_chunked_prefill=False"),
+        ({"scheduler_config__max_num_batched_tokens": 255}, "max_num_batched_tokens=255.*=256"),
+        ({"speculative_config": object()}, "speculative decoding.*speculative_config=None"),
+        ({"model_config__max_model_len": 300, "scheduler_config__max_num_batched_tokens": 300}, "max_model_len=300"),
+        ({"cache_config__cache_dtype": "fp8"}, "kv_cache_dtype=fp8"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
+        ({"parallel_config__tensor_parallel_size": 2}, "heads='shared' under tensor parallelism"),
+        ({"parallel_config__use_ubatching": True}, "enable_dbo=False"),
+        ({"kv_transfer_config": object()}, "KV transfer"),
+        ({"model_config__use_mla": True}, "hybrid or MLA"),
+        ({"model_config__is_hybrid": True}, "hybrid or MLA"),
+        (
+            {"model_config__hf_text_config": SimpleNamespace(to_dict=lambda: {"sliding_window": 64})},
+            "sliding window of 64",
+        ),
+        ({"cache_config__block_size": 48}, "one block of 48"),
+    ],
+)
+def test_engines_that_contradict_the_cache_are_refused(change, match):
+    """Of real engines' configurations tests/integration/kv_cases.py has the ones that the small model can have."""
+    settings = Settings(KVOptions("longflow", budget=40), 256)
+    refuse_engine(settings, engine_config())
+    with pytest.raises(ConfigError, match=match):
+        refuse_engine(settings, engine_config(**change))
 
 
 def test_a_model_folder_is_read(tmp_path):

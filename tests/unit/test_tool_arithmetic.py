@@ -1,11 +1,15 @@
 """What bench.tool_arithmetic makes of runs and evaluations."""
 
+import argparse
+import json
+
 import pytest
 
-from bench.tool_arithmetic import INTERVENTIONS, difference, interval, markdown
+from bench.tool_arithmetic import INTERVENTIONS, difference, interval, intervene, markdown, parts
 from rltk.checks import check
 from rltk.compose import load
 from rltk.model_folder import resolve_model
+from tests.integration.places import ROOT
 
 
 def rows(values):
@@ -40,7 +44,10 @@ def test_the_table_says_what_there_is():
     row = {"step": 0, "avg@4": 0.25, "greedy": 0.5, "tools/used": 0.4}
     without = {"step": 0, "avg@4": 0.0, "greedy": 0.0}
     found = {"accuracy": 0.3, "accuracy_ci": [0.2, 0.4], "tokens": [50.0, 48.0, 52.0]}
-    found_with = found | {"against off": {"correct": [0.05, 0.01, 0.09], "tokens": [-3.0, -4.0, -2.0]}}
+    found_with = found | {
+        "attc/trust": 0.5,
+        "against off": {"correct": [0.05, 0.01, 0.09], "tokens": [-3.0, -4.0, -2.0]},
+    }
     text = "\n".join(
         markdown(
             {
@@ -56,7 +63,30 @@ def test_the_table_says_what_there_is():
     )
     assert "| tool | 25.0% | 95.0% | 50.0% | 40.0% | 40.0% | 10.0 |" in text
     assert "| no tool | 0.0% | 0.0% | 0.0% | - | - | 1.0 |" in text
-    assert (
-        "| before | ATTC | 30.0% (20.0% to 40.0%) | +5.0 (+1.0 to +9.0) | 50.0 (48.0 to 52.0) | -3.0 (-4.0 to -2.0) |"
-        in text
-    )
+    assert "| before | off | 30.0% (20.0% to 40.0%) | - | 50.0 (48.0 to 52.0) | - | - |" in text
+    differences = "+5.0 (+1.0 to +9.0) | 50.0 (48.0 to 52.0) | -3.0 (-4.0 to -2.0)"
+    did = "trusted 50.0% of the turns with calls"
+    assert f"| before | ATTC | 30.0% (20.0% to 40.0%) | {differences} | {did} |" in text
+
+
+def test_parts_are_chosen_and_a_model_that_was_never_trained_is_named(tmp_path):
+    assert parts("tool,after") == ["tool", "after"]
+    with pytest.raises(argparse.ArgumentTypeError, match="aftr: the parts are tool, no-tool, before, after"):
+        parts("aftr")
+    with pytest.raises(SystemExit, match="no trained model in .*train it with --only tool,after"):
+        intervene(tmp_path / "model", "after", tmp_path)
+
+
+def test_the_committed_figures_are_those_of_a_tool_that_was_learned():
+    """What docs/results says: the base of the shipped warm start, and where each run ended."""
+    shipped = sum(file.stat().st_size for file in (ROOT / "rltk/models/tiny_tool").iterdir())
+    results = json.loads((ROOT / "docs/results/tool_arithmetic.json").read_text())
+    run, without = (results["runs"][f"{arm}, seed 0"] for arm in ("tool", "no tool"))
+    first, last = run["curve"][0], run["curve"][-1]
+    assert shipped <= 6e6 and 0.15 <= first["avg@4"] <= 0.5 and 0.2 <= first["tools/used"] <= 0.6
+    assert min(last["avg@4"], last["tools/used"]) >= 0.9 and without["curve"][-1]["avg@4"] < 0.4
+    for model in ("before", "after"):
+        assert list(results["interventions"][model]) == list(INTERVENTIONS)
+        for arm, found in results["interventions"][model].items():
+            low, high = found["accuracy_ci"]
+            assert low <= found["accuracy"] <= high and ("against off" in found) == (arm != "off")

@@ -9,12 +9,18 @@ import pytest
 from rltk.checks import check
 from rltk.compose import load
 from rltk.config import Config
+from rltk.errors import ConfigError
 from rltk.kv_size import cache_size, context, trajectory_tokens
+from rltk.model_folder import resolve_model
+from rltk.plan import make_plan
+from rltk.prompt_checks import check_prompts
 from rltk.rollout.dtsr import OPENING, QUESTION, QUESTION_TOKENS
 from rltk.rollout.interventions import build_interventions
 from rltk.rollout.tokens import load_tokenizer, render_prompt
 from rltk.rollout.tools.options import AttcOptions, DtsrOptions, JailOptions, ToolOptions
+from rltk.tasks import build_task
 from tests.unit.checking import changed, refusal
+from tests.unit.some_tokenizers import QWEN
 
 PYTHON = ToolOptions(name="python", use=["python"])
 
@@ -127,6 +133,7 @@ def test_interventions_that_cannot_work_are_refused(base, key, options, parts):
 def test_attc_needs_tools_and_in_training_a_temperature_of_1(base):
     attc = AttcOptions(mode="rollout")
     assert "attc.mode=off" in refusal(replace(base, attc=attc))
+    assert "Maze is an environment" in refusal(replace(with_tools(base, use=[MAZE]), attc=attc))
     hot = changed(replace(with_tools(base), attc=attc), {"rollout.temperature": 0.7})
     assert "needs rollout.temperature = 1, not 0.7" in refusal(hot)
     (warning,) = check(hot, training=False)  # an evaluation may, and is told what the threshold means there
@@ -148,6 +155,13 @@ def test_warnings(base):
 # -- room ------------------------------------------------------------------------------------------------------------
 
 
+def test_the_plan_says_what_runs(base):
+    notes = [next(role.note for role in make_plan(tools).roles if role.name == "tool executor")
+             for tools in (with_tools(base), with_tools(base, use=[MAZE], max_calls=9))]  # fmt: skip
+    assert notes[0] == "python (python_block), at most 4 calls a trajectory, isolation strict"
+    assert notes[1] == f"{MAZE} (an environment), at most 9 actions a trajectory"
+
+
 def test_the_context_has_room_for_results_and_for_the_question(base):
     prompt, response = base.task.max_prompt_tokens, base.task.max_response_tokens
     assert context(base) == prompt + response + 1
@@ -167,11 +181,25 @@ def test_a_context_without_that_room_is_refused_with_the_sum(base):
 
 @pytest.mark.parametrize("model", ["tiny", "smollm2"])
 def test_the_question_fits_its_room(model):
-    from rltk.model_folder import resolve_model
-
     tokenizer = load_tokenizer(resolve_model(load([f"model={model}"])).model.path, None)
     asked = QUESTION.format(problem="", thought="") + f"<think>\n\n</think>\n\n{OPENING}"
     assert len(render_prompt(tokenizer, ({"role": "user", "content": asked},))) <= QUESTION_TOKENS
+
+
+def test_before_ray_starts_the_template_must_show_the_tools_and_prompts_fit_with_them(tmp_path):
+    def ask(*arguments):
+        config = resolve_model(load(list(arguments)))
+        check_prompts(config, build_task(config.task).held_out(8))
+
+    ask("tools=python")
+    with pytest.raises(ConfigError, match=r"does not tell the model of its tools \(calculator\).*Fix:"):
+        ask("tools=calculator")
+    (tmp_path / "template").write_text(QWEN)
+    template = f"model.chat_template={tmp_path / 'template'}"
+    with pytest.raises(ConfigError, match=r"8 of 8 prompts have .*=48 tokens, with what they say of tools"):
+        ask("tools=calculator", template)
+    ask("tools=calculator", template, "task.max_prompt_tokens=800")
+    ask(f"tools={MAZE}", template)  # of an environment the model is told nothing
 
 
 def test_defaults_act_nowhere():

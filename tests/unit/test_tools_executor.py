@@ -11,7 +11,7 @@ import pytest
 from rltk.errors import ConfigError, InfrastructureError
 from rltk.rollout.tools import client as client_module
 from rltk.rollout.tools.client import ToolClient
-from rltk.rollout.tools.executor import ToolExecutor, concurrency, past_deadline
+from rltk.rollout.tools.executor import ToolExecutor, concurrency
 from rltk.rollout.tools.options import ToolOptions
 from rltk.rollout.tools.types import ToolRequest, ToolResult
 
@@ -82,8 +82,8 @@ def options(*names, **others):
     return ToolOptions(use=[f"executor_tools:{name}" for name in names], **others)
 
 
-def request(name, turn=0, deadline_s=20.0, trajectory="t", history=(), context=None, **arguments):
-    return ToolRequest(trajectory, turn, name, arguments, tuple(history), context or {}, deadline_s)
+def request(name, turn=0, deadline_s=20.0, trajectory="t", history=(), context=None, wait_s=20.0, **arguments):
+    return ToolRequest(trajectory, turn, name, arguments, tuple(history), context or {}, deadline_s, wait_s)
 
 
 # -- the executor ------------------------------------------------------------------------------------------------------
@@ -121,23 +121,22 @@ def test_a_tool_whose_places_are_all_taken_does_not_hold_up_another():
     assert (first.text, slow.text) == ("quick", "through")
 
 
-def test_a_call_past_its_deadline_is_the_functions_fault_only_if_it_had_its_time(monkeypatch):
+def test_a_call_past_its_deadline_is_the_functions_fault_and_a_long_wait_is_nobodys(monkeypatch):
     monkeypatch.setattr("rltk.rollout.tools.executor.GRACE_S", 0.05)
 
     async def scene():
-        executor = ToolExecutor(options("cancelled_nap", slots=1))
+        executor = ToolExecutor(options("nap", "cancelled_nap", slots=1))
         late = await executor.call(request("cancelled_nap", deadline_s=0.1))
-        holder = asyncio.create_task(executor.call(request("cancelled_nap", deadline_s=0.4)))
+        holder = asyncio.create_task(executor.call(request("nap", seconds=0.4)))
         await asyncio.sleep(0.01)
-        waited = await executor.call(request("cancelled_nap", deadline_s=0.2))
-        await holder
-        return late, waited
+        waited = executor.call(request("nap", wait_s=0.1, seconds=0.0))
+        patient = executor.call(request("nap", deadline_s=0.2, seconds=0.0))  # waits longer than it may then run
+        return late, *await asyncio.gather(waited, patient, holder)
 
-    late, waited = asyncio.run(scene())
+    late, waited, patient, holder = asyncio.run(scene())
     assert (late.status, late.limit) == ("timeout", "call 0.1 s") and "cancelled" in SEEN
-    assert waited.status == "infra_error" and "no place free within 0.2 s" in waited.text and waited.queue_s > 0.19
-    assert past_deadline(request("nap"), queue_s=11.0, left=9.0).status == "infra_error"
-    assert past_deadline(request("nap"), queue_s=9.0, left=11.0).status == "timeout"
+    assert waited.status == "infra_error" and "no place free within 0.1 s" in waited.text and waited.queue_s > 0.09
+    assert (patient.status, holder.status) == ("ok", "ok") and patient.queue_s > 0.3
 
 
 def test_what_cannot_be_answered_is_no_answer():
@@ -239,7 +238,7 @@ class Handle:
 
     def __init__(self, answer):
         self.calls = []
-        self.call, self.stacks = types.SimpleNamespace(), types.SimpleNamespace()
+        self.call, self.stacks, self.stats = (types.SimpleNamespace() for _ in range(3))
         self.call.remote = lambda asked: self._answer(answer, asked)
         self.stacks.remote = self._stacks
 
@@ -296,14 +295,47 @@ def test_what_the_code_did_is_not_tried_again(status, no_pause):
     assert len(handle.calls) == 1
 
 
-def test_a_late_executor_is_left_for_another(no_pause, monkeypatch):
+def test_an_executor_that_lives_is_waited_for_and_one_that_no_longer_answers_is_left(no_pause, monkeypatch):
     monkeypatch.setattr(client_module, "MARGIN_S", 0.05)
+    monkeypatch.setattr(client_module, "ANSWER_S", 0.1)
+
+    async def scene(stats, **more):
+        slow, other = Handle(lambda _: asyncio.sleep(0.4, ToolResult("ok", "slow"))), Handle(works("other"))
+        slow.stats.remote = stats
+        return (await ToolClient([slow, other], options("quick")).call(request("quick", deadline_s=0.05, **more))).text
+
+    async def lives():
+        return {}
+
+    assert asyncio.run(scene(lives)) == "slow"
+    assert asyncio.run(scene(lambda: asyncio.sleep(60))) == "other"
+    assert asyncio.run(scene(lives, wait_s=0.0)) == "other"  # longer than it may wait and run
+
+
+def test_however_many_calls_wait_an_executor_is_asked_once_at_a_time(monkeypatch):
+    monkeypatch.setattr(client_module, "MARGIN_S", 0.01)
+    under_way, most = 0, 0
+
+    async def stats():
+        nonlocal under_way, most
+        under_way, most = under_way + 1, max(most, under_way + 1)
+        await asyncio.sleep(0.02)
+        under_way -= 1
 
     async def scene():
-        hangs, alive = Handle(lambda _: asyncio.sleep(60)), Handle(works("other"))
-        return await ToolClient([hangs, alive], options("quick")).call(request("quick", deadline_s=0.05))
+        handle = Handle(lambda _: asyncio.sleep(0.3, ToolResult("ok")))
+        handle.stats.remote = stats
+        client = ToolClient([handle], options("quick"))
+        return await asyncio.gather(*(client.call(request("quick", turn, deadline_s=0.01)) for turn in range(50)))
 
-    assert asyncio.run(scene()).text == "other"
+    assert {result.status for result in asyncio.run(scene())} == {"ok"} and most == 1
+
+
+def test_tries_share_the_time_that_a_call_may_wait(no_pause):
+    handle = Handle(lambda _: asyncio.sleep(0.1, ToolResult("infra_error")))
+    asyncio.run(ToolClient([handle], options("quick")).call(request("quick", wait_s=0.15)))
+    first, second, third = (asked.wait_s for asked in handle.calls)
+    assert first <= 0.15 and second <= 0.06 and third == 0.0
 
 
 def test_calls_go_to_the_least_loaded():

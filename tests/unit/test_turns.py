@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -48,7 +49,27 @@ class Nosy:
 
 # -- properties ------------------------------------------------------------------------------------------------------
 
-TURNS = ["Let me see. ", "print(1)", "```", "\n", "Wait", "é漢", CODE.format(1), CODE.format("é"), "```output", ANSWER]
+HERMES = '<tool_call>\n{{"name": "{}", "arguments": {{"code": "é"}}}}\n</tool_call>'
+BARE = '{{"name": "{}", "parameters": {{"code": "1"}}}}'
+CALLS = {
+    "python_block": [CODE.format(1), CODE.format("é")],
+    "retool": ["<code>print(1)</code>"],
+    "qwen": [HERMES.format("python"), HERMES.format("pyth")],
+    "llama": [BARE.format("python"), BARE.format("pyth")],
+}
+WORDS = [
+    "Let me see. ",
+    "print(1)",
+    "```",
+    "\n",
+    "Wait",
+    "é漢",
+    "```output",
+    "</code>",
+    "<tool_call>",
+    '{"name":',
+    ANSWER,
+]
 RESULTS = ["", "42", "x" * 300, "<|im_end|>", "a <tool_call> b", "漢字\n" * 40, "```output\n", "\\boxed{1}"]
 
 
@@ -56,21 +77,39 @@ RESULTS = ["", "42", "x" * 300, "<|im_end|>", "a <tool_call> b", "漢字\n" * 40
 @settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_model_and_tools_do(name, data):
-    made = turning.settings(
+    format = data.draw(st.sampled_from(["python_block", "retool"]), "format")
+    whatever_is_played(data, some_settings(data, name, format), CALLS[format])
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_whatever_is_called_as_the_models_own_template_writes_it(name, data):
+    whatever_is_played(data, some_settings(data, name, "json"), CALLS[name])
+
+
+def some_settings(data, name, format):
+    return turning.settings(
         name,
-        response=data.draw(st.integers(1, 250), "response"),
-        max_calls=data.draw(st.integers(0, 3), "calls"),
+        response=data.draw(st.sampled_from([600, 250, 100, 30, 1]), "response"),
+        max_calls=data.draw(st.sampled_from([3, 2, 1]), "calls"),
         turn_tokens=data.draw(st.sampled_from([0, 0, 60]), "turn"),
         output_tokens=data.draw(st.integers(8, 40), "output"),
-        total_tokens=data.draw(st.integers(20, 160), "total"),
+        total_tokens=data.draw(st.sampled_from([400, 160, 60, 20]), "total"),
         void_turns=data.draw(st.sampled_from(["keep", "mask", "drop"]), "void"),
-        format=data.draw(st.sampled_from(["python_block", "retool"]), "format"),
+        format=format,
     )
-    pieces = [*TURNS, "<code>print(1)</code>"] if made.options.format == "retool" else TURNS
+
+
+def whatever_is_played(data, made, calls):
+    """A model that says anything, often a call and cut anywhere; tools that end in any way; pauses between turns."""
 
     def say(request, number):
-        said = data.draw(st.lists(st.sampled_from(pieces), min_size=1, max_size=6))
-        return completion(request, made, "".join(said), data.draw(st.booleans() | st.none()), said)
+        words = st.lists(st.sampled_from(WORDS), max_size=2)
+        call = data.draw(st.sampled_from([calls[:1], calls[:1], calls[1:], []]))
+        said = [*data.draw(words), *call, *data.draw(words)]
+        end = data.draw(st.sampled_from([None, None, True, False]))
+        return completion(request, made, "".join(said), end, said)
 
     def run(request):
         return ToolResult(data.draw(st.sampled_from(STATUSES[:-1])), data.draw(st.sampled_from(RESULTS)), "cpu 4 s")
@@ -118,12 +157,21 @@ def test_whatever_model_and_tools_do(name, data):
         for a, b in itertools.pairwise([0, *ends, len(kinds)]):
             turn = [s for s in trajectory.segments[a:b] if s.kind in ("model", "boundary")]
             assert sum(len(s.ids) for s in turn) <= made.options.turn_tokens
-    for segment in trajectory.segments:
-        if segment.kind == "tool":
-            assert not made.new_text.specials(segment.ids.tolist())
+
+    # Results bring no special token along: there are those that stand around harmless ones, and no others.
+    answered = [number for _, number in sorted(Counter(use.turn for use in trajectory.calls).items())]
+    for number, (before, segment) in zip(answered, tools_of(trajectory), strict=False):  # the last may have no room
+        end = made.new_text.decode(before.ids[-1:]) if before.ids[-1] in made.stop_ids else ""
+        around = made.new_text.encode(made.format.appended("", end, ["0"] * number))
+        assert made.new_text.specials(segment.ids.tolist()) == made.new_text.specials(around)
     for use in trajectory.calls:
         shown = made.new_text.encode(use.output)
         assert len(shown) <= made.options.output_tokens or trajectory.notes["turns"]["ended"] == "total_tokens"
+
+
+def tools_of(trajectory):
+    """Each tool segment, behind what the model wrote before it."""
+    return [(a, b) for a, b in itertools.pairwise(trajectory.segments) if b.kind == "tool"]
 
 
 @pytest.mark.parametrize("name", ["tiny", "qwen", "prefix"])

@@ -231,6 +231,7 @@ def test_a_trajectory_past_its_own_deadline_is_masked_and_the_others_are_scored(
     monkeypatch.setattr("rltk.rollout.loop.time", clock)
 
     async def run(request):
+        assert 200 < request.wait_s <= 300  # for a place: as long as the trajectory may live
         while request.trajectory == "u1" and len(scorer.scored) < 3:
             await asyncio.sleep(0)
         clock.now += 301.0 if request.trajectory == "u1" else 0.0

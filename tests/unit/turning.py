@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rltk.rollout.engine import Completion, Request
-from rltk.rollout.formats import build_format
+from rltk.rollout.formats import build_format, told
 from rltk.rollout.job import Job
 from rltk.rollout.new_text import NewText
 from rltk.rollout.steps import Ask, Call, Done, TurnSettings
@@ -58,7 +58,7 @@ def settings(
         format=build_format(tools, chosen, signatures, stops, environment),
         options=tools,
         names=tuple(signature.name for signature in signatures),
-        schemas=[s.function() for s in signatures] if tools.format == "json" else None,
+        schemas=told(tools, signatures, environment),
         environment=environment,
         stop_ids=stops,
         temperature=1.0,

