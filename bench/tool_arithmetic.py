@@ -198,7 +198,7 @@ def main() -> None:
     command = f"python -m bench.tool_arithmetic {' '.join(sys.argv[1:])}".strip()
     results: dict[str, Any] = {
         "command": command, "hardware": f"{platform.machine()}, {os.cpu_count()} cores", "versions": versions(),
-        "commands": earlier.get("commands", {}) | dict.fromkeys(arguments.only, command),
+        "commands": earlier.get("commands", {}) | dict.fromkeys(arguments.only, command),  # of each part, the last one
         "runs": earlier.get("runs", {}), "interventions": earlier.get("interventions", {}),
     }  # fmt: skip
     for seed in arguments.seeds:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tests.integration.places import TINY
 from tests.integration.test_road import allow, rows, run
 
-# Half of the warm start's samples call Python, so that none of 24 does would be a miracle.
+# Half of the warm start's samples call Python, so that none of 24 does would be a miracle; nearly as many are right.
 SMALL = ["tracker=none", "steps=3", "batch.prompts=4", "batch.samples=6", "evaluation.every=0", "evaluation.problems=6",
-         "evaluation.samples=2", "evaluation.greedy=false", "task.levels=[1,2,3]", "attc.mode=eval"]  # fmt: skip
+         "evaluation.samples=2", "evaluation.greedy=false", "task.levels=[1,2]", "attc.mode=eval"]  # fmt: skip
 
 
 @allow(1)
@@ -44,4 +44,4 @@ def test_everything_at_once_trains(algorithm, tmp_path):
     first, last = rows(folder, "evaluations")
     assert (first["step"], last["step"]) == (0, 3) and "attc/trust" in first and "genrm/asked" in first
     report = (folder / "report.html").read_text()
-    assert all(words in report for words in ("Against the rule", "kv=longflow 64", "How calls end"))
+    assert all(words in report for words in ("Verdicts", "kv=longflow 64", "How calls end"))

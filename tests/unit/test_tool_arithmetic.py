@@ -86,7 +86,8 @@ def test_the_committed_figures_are_those_of_a_tool_that_was_learned():
     assert shipped <= 6e6 and 0.15 <= first["avg@4"] <= 0.5 and 0.2 <= first["tools/used"] <= 0.6
     assert min(last["avg@4"], last["tools/used"]) >= 0.9 and without["curve"][-1]["avg@4"] < 0.4
     for model in ("before", "after"):
-        assert list(results["interventions"][model]) == list(INTERVENTIONS)
-        for arm, found in results["interventions"][model].items():
+        arms = results["interventions"][model]
+        assert list(arms) == list(INTERVENTIONS)
+        for arm, found in arms.items():
             low, high = found["accuracy_ci"]
             assert low <= found["accuracy"] <= high and ("against off" in found) == (arm != "off")

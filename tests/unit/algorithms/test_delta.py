@@ -139,6 +139,17 @@ def test_margins_without_spread_are_measured_by_the_floor():
     assert right == pytest.approx(active / ((2 * active + idle) / 3), rel=1e-6)
 
 
+def test_the_margin_of_a_sides_only_token_has_no_spread():
+    """It is beyond any: the token weighs 1.2 where one without advantage weighs .8."""
+    batch = batch_of(20)
+    only = torch.zeros(6, 7).bool()
+    for row in (0, 2, 3):
+        only[row, batch.mask[row].nonzero()[0]] = True
+    batch = replace(batch, mask=only, advantage=torch.tensor([1.0, 0.0, 0.0, -2.0, 0.0, 0.0]).double())
+    prepared = build_objective("delta").prepare(batch).advantage[only]
+    torch.testing.assert_close(prepared, torch.tensor([1.2, 0.0, -2.4]).double() / (3.2 / 3))
+
+
 def test_what_tells_the_sides_apart_counts_for_more():
     """Right and wrong answers share one direction and differ in another: tokens of the latter weigh more."""
     shared, own = torch.tensor([3.0, 0.0]).double(), torch.tensor([0.0, 3.0]).double()
@@ -260,6 +271,16 @@ def test_the_spread_of_the_weights_is_reported():
     batch = batch_of(13)
     metrics = properties.step(build_objective("delta"), batch)[2]
     assert metrics["weight/sd"].item() == pytest.approx(oracle(batch).std(correction=0).item())
+
+
+def test_weights_that_are_all_the_same_have_no_spread():
+    """Whatever rounding makes of their squares: for 5 to 7 weights of .7, less than nothing."""
+    batch, objective = batch_of(21, rows=1), build_objective("delta", weight_low=0.7)
+    full = {name: torch.full((1, 7), -1.0).double() for name in ("new", "old", "mu")}
+    for count in range(1, 8):
+        mask = torch.arange(7)[None] < count
+        idle = replace(batch, **full, mask=mask, advantage=torch.zeros(1).double())
+        assert properties.step(objective, idle)[2]["weight/sd"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_float32_and_half_precision_states():
