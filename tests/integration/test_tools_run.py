@@ -2,15 +2,12 @@
 
 import json
 
-import pytest
-
 from tests.integration.test_road import SMALL, allow, rows, run
 
 # Half of the warm start's samples call Python, so that none of 24 does would be a miracle; evaluation has T = 1 too.
 RUN = ["experiment=tool_arithmetic", *SMALL, "steps=2", "batch.samples=6", "evaluation.every=0", "attc.mode=eval"]
 
 
-@pytest.mark.full  # a run with a tool is a part of test_everything.py too
 @allow(1)
 def test_a_run_with_a_tool_trains_on_what_was_sampled_and_says_how_its_calls_ended(tmp_path):
     code, out = run(*RUN, f"output={tmp_path}", "name=run")
