@@ -148,9 +148,8 @@ def score_gym(datasets, items_of):
     """`items_of(dataset)` is the answers that it is sent; they share a pool."""
     items = []
     for dataset in datasets:
-        record = gym(dataset).problem(
-            4
-        )  # no right answer in the corpus; problem 0 of quantum_lock is solved by accident
+        # Of 4 no answer in the corpus is right; problem 0 of quantum_lock is solved by accident.
+        record = gym(dataset).problem(4)
         items += [(text, record) for text in items_of(dataset)]
     return score(f"{__name__}:Gyms", {"datasets": list(datasets)}, items)
 
