@@ -84,7 +84,8 @@ def lab(arguments: argparse.Namespace) -> int:
     seeds = range(arguments.lab_seeds)
     runs = [arm for seed in seeds for arm in lab_arms(seed, miss, alarm)]
     model = str(Path(rltk.__file__).parent / "models" / "tiny")
-    settings = Settings(model=model, steps=arguments.steps, evaluate_every=max(1, arguments.steps // 5), prompts=16)
+    settings = Settings(model=model, steps=arguments.steps, evaluate_every=max(1, arguments.steps // 5), prompts=16,
+                        device=arguments.device)  # fmt: skip
     stack = Lab(Arithmetic(48, 64), runs, settings, 48, 64)
     rows = []
     for row in stack.run():
@@ -140,6 +141,7 @@ def main() -> int:
     parser.add_argument("--lab-seeds", type=int, default=5, help="lab: how many")
     parser.add_argument("--steps", type=int, default=40, help="lab: training steps of 16 x 8 samples")
     parser.add_argument("--threads", type=int, default=1, help="lab")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="lab")
     parser.add_argument("keys", nargs="*", help="road: key=value for rltk.train")
     arguments = parser.parse_intermixed_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

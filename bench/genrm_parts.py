@@ -40,7 +40,7 @@ def model_folder(name: str) -> str:
     """tiny | smollm2 | a folder"""
     known = {
         "tiny": lambda: str(Path(rltk.__file__).parent / "models" / "tiny"),
-        "smollm2": lambda: gguf.folder_of(SMOLLM2),
+        "smollm2": lambda: str(gguf.folder_of(SMOLLM2)),
     }
     return known[name]() if name in known else name
 

@@ -68,7 +68,7 @@ def options_of(arguments: argparse.Namespace) -> GenRMOptions:
         name="bench", judge="bench.genrm_parts:Lengthy", model=model_folder(arguments.model),
         judge_options={"max_tokens": arguments.tokens}, dtype="bfloat16" if gpu else "float32",
         context=1024, max_sequences=arguments.sequences, kv_cache_gib=0.5, gpu_memory_share=0.5, enforce_eager=not gpu,
-        threads=0 if gpu else 1, deadline_s=900.0, attempt_s=900.0, queue=arguments.prompts, cache=0,
+        threads=0 if gpu else 1, deadline_s=900.0, attempt_s=900.0, queue=max(arguments.prompts, WARM), cache=0,
     )  # fmt: skip
 
 

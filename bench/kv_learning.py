@@ -178,7 +178,7 @@ def lab(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    from bench.kv_learning_road import road
+    from bench.kv_learning_road import ARMS, road
 
     parser = argparse.ArgumentParser(prog="python -m bench.kv_learning", description=__doc__)
     parser.add_argument("where", choices=["lab", "road"])
@@ -196,6 +196,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="lab: of what --cells has, without running anything")
     parser.add_argument("--cell", type=int, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--label", default="cpu", help="road: what the runs are called in the results")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="road: of those to run")
     parser.add_argument("keys", nargs="*", help="road: key=value for rltk.train")
     arguments = parser.parse_intermixed_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`python -m bench.kv_learning road [--seeds 1] [--label cpu] [key=value ...]`: compressed rollouts in the real stack.
+"""`python -m bench.kv_learning road [--seeds 1] [--label cpu] [--arms grpo ctpo] [key=value ...]`: compressed rollouts in the real stack.
 
 GRPO uncorrected and CTPO against the sampler's log-probs, with `kv=longflow kv.budget=0.2` (80 % compression), and grpo
 with the full cache. Keys go to rltk.train, so the same arms run with another model and task, as in
@@ -36,11 +36,13 @@ SERIES = ("accuracy", "length/mean", "mismatch/kl", "mismatch/mean", "mismatch/t
           "clip/share", "grad_norm")  # fmt: skip
 
 
-def commands(seeds: int, extra: list[str], folder: Path) -> dict[str, list[str]]:
+def commands(seeds: int, arms: list[str], extra: list[str], folder: Path) -> dict[str, list[str]]:
     """name -> command: every arm and seed, those of a seed together."""
     jobs = {}
     for seed in range(seeds):
         for number, (name, keys) in enumerate(ARMS.items()):
+            if name not in arms:
+                continue
             own = [k for k in extra if not (k.startswith("kv") and "kv=full" in keys)]
             jobs[f"{name}-s{seed}"] = [
                 sys.executable, "-m", "rltk.train", *DEFAULTS, *keys, *own, f"seed={seed}", f"name=run{number}-s{seed}",
@@ -54,7 +56,7 @@ def road(arguments: argparse.Namespace) -> int:
     file, label = arguments.out / "kv_learning.json", arguments.label
     failed = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in commands(arguments.seeds, arguments.keys, Path(folder)).items():
+        for name, command in commands(arguments.seeds, arguments.arms, arguments.keys, Path(folder)).items():
             runs = section(file, "road").get(label, {}).get("runs", {})
             if name in runs:
                 print(f"{label}, {name}: there already", flush=True)

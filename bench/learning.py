@@ -75,7 +75,7 @@ def result(folder: Path) -> dict[str, Any]:
     evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
     kept = {key: summary[key] for key in (*KEPT, "final_levels", "means", "wall_seconds", "steps", "config_hash")}
     names = ("step", "avg@4", "avg@4_ci", "greedy", "flawed")
-    curve = [{k: row.get(k) for k in names} | {"levels": {n: v["avg@4"] for n, v in row["levels"].items()}}
+    curve = [{k: row.get(k) for k in names} | {"levels": {n: v["avg@4"] for n, v in row.get("levels", {}).items()}}
              for row in evaluations]  # fmt: skip
     return kept | {"curve": curve}
 

@@ -38,6 +38,7 @@ class JudgeWatch:
     genrm/drift, genrm/canary_accuracy, genrm/canary_unanswered   where the canaries were asked (see `CanaryReport`)
     genrm/p50_s, genrm/p99_s     of the latest verdicts that cost a generation
     genrm/total/<count>          questions since the service began, by what became of them
+    genrm/total/replies, genrm/total/tokens   that the model wrote for them
     genrm/retries                generations that a second replica was asked for, since then
     genrm/replicas_down          replicas that get no questions now
     """
@@ -64,6 +65,7 @@ class JudgeWatch:
         found = {f"genrm/total/{name}": float(stats[name]) for name in COUNTS}
         found |= {f"genrm/{name}": stats[name] for name in ("p50_s", "p99_s") if stats[name] is not None}
         router = stats["router"]
+        found |= {"genrm/total/replies": float(router["answered"]), "genrm/total/tokens": float(router["tokens"])}
         down = sum(replica["state"] != "closed" for replica in router["replicas"])
         return found | {"genrm/retries": float(router["retries"]), "genrm/replicas_down": float(down)}
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayError
 from rltk import watch
 from rltk.errors import ConfigError, InfrastructureError
 from rltk.rewards.genrm.options import GenRMOptions
+from rltk.rewards.genrm.process import Process, end, process_of
 from rltk.rewards.genrm.replica import ReplicaGone
 from rltk.rewards.genrm.types import JudgeUnavailable, Prompt, Reply
 from rltk.rollout.engine import Request
@@ -55,12 +56,14 @@ class EngineBackend:
         self.name, self.slots = name, options.max_sequences
         self._handle, self._chat, self._context = handle, chat, options.context
         self._start_s = options.start_s
+        self._process: Process | None = None  # the last that answered
 
     async def ready(self) -> None:
         await watch.wait(
             self._handle.ready.remote(), "start", "genrm service", f"judge {self.name}", self._start_s,
             peek=lambda: self._handle.stacks.remote(),
         )  # fmt: skip
+        self._process = await process_of(self._handle)
 
     async def generate(self, prompt: Prompt, deadline_s: float, uid: str) -> Reply:
         try:
@@ -97,13 +100,18 @@ class EngineBackend:
         """An engine's first prompt may take it longer than a question has, so that it is none's."""
         await self._answer(self._handle.ready.remote)
         await self.generate(HELLO, self._start_s, f"hello.{secrets.token_hex(3)}")
+        self._process = await process_of(self._handle)
         return True
 
     async def restart(self) -> bool:
         """End the actor, unless it is just coming up; Ray starts it anew (max_restarts=-1)."""
         if not await self._coming_up():
-            ray.kill(self._handle, no_restart=False)
+            await self._end()
         return await self.returned()
+
+    async def _end(self) -> None:
+        if self._process is None or not await end(self._process):
+            ray.kill(self._handle, no_restart=False)  # a process that nobody has met; it answers
 
     async def _coming_up(self) -> bool:
         """A process that Ray starts anew answers before long, one that is stuck never; until then they look alike."""

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import aiohttp
+import psutil
 import pytest
 import ray
 
@@ -206,6 +207,32 @@ def test_the_questions_of_a_stopped_process_are_answered_elsewhere(cluster):
         os.kill(pid, signal.SIGKILL)
     assert count == 2000 and stats["asked"] == stats["answered"] and stats["retries"] > 0
     assert stats["replicas"][1]["state"] != "closed" and stats["replicas"][1]["failed"] >= 3
+
+
+def test_a_process_that_has_stood_still_for_long_is_ended_and_started_anew(cluster):
+    """By then Ray's own kill does not reach it: with ray.kill in place of the signal, this waits for ever."""
+    handle = ray.remote(Stand).options(num_cpus=0, max_restarts=-1, max_concurrency=80).remote()
+    pid = ray.get(handle.pid.remote(), timeout=60)
+    backend = EngineBackend("r", handle, Word(), OPTIONS)
+
+    async def scene():
+        await backend.ready()
+        prompt = Prompt(({"role": "user", "content": "1"},), 4)
+        asked = [asyncio.ensure_future(backend.generate(prompt, 60.0, f"q{number}")) for number in range(60)]
+        await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
+        _, late = await asyncio.wait(asked, timeout=30)
+        for task in late:
+            task.cancel()
+        async with asyncio.timeout(120):
+            return len(late), await backend.restart()
+
+    try:
+        late, back = asyncio.run(scene())
+    finally:
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGKILL)
+    assert late and back and ray.get(handle.pid.remote(), timeout=30) != pid
 
 
 def test_the_front_answers_over_http(service):

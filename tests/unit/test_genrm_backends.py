@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 from aiohttp import web
 from ray.exceptions import ActorUnavailableError, RayError
@@ -14,6 +18,7 @@ from rltk.errors import ConfigError, InfrastructureError
 from rltk.rewards.genrm import router as router_module
 from rltk.rewards.genrm.backends import Chat, EngineBackend, OpenAIBackend, server
 from rltk.rewards.genrm.options import GenRMOptions
+from rltk.rewards.genrm.process import Process, _end
 from rltk.rewards.genrm.replica import ReplicaGone
 from rltk.rewards.genrm.service import GenRMService
 from rltk.rewards.genrm.types import JudgeUnavailable, Prompt, Question
@@ -241,6 +246,7 @@ def test_an_actor_that_died_is_told_from_a_call_that_failed_and_is_back_once_it_
 
     class Actor:
         complete, ready = Method(error, DONE), Method(error, (0, 0)) if gone else Method((0, 0))
+        __ray_call__ = Method(Process("node", 1, 0.0))
 
     async def scene():
         options = replace(QUICK, model=str(TINY), context=64)
@@ -252,3 +258,16 @@ def test_an_actor_that_died_is_told_from_a_call_that_failed_and_is_back_once_it_
         return Actor.ready.ends + Actor.complete.ends
 
     assert asyncio.run(scene()) == []
+
+
+def test_a_process_is_ended_also_where_it_stands_still_and_no_other_that_has_its_id():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        found = Process("node", child.pid, psutil.Process(child.pid).create_time())
+        child.send_signal(signal.SIGSTOP)
+        assert not _end(replace(found, started=found.started - 1.0)) and child.poll() is None
+        assert _end(found) and child.wait(timeout=30) == -signal.SIGKILL
+        assert not _end(found)
+    finally:
+        child.kill()
+        child.wait()

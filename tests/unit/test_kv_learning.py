@@ -8,7 +8,7 @@ import pytest
 
 from bench.kv_learning import arms, cache, figures
 from bench.kv_learning_report import difference, put_section, section, summary
-from bench.kv_learning_road import commands
+from bench.kv_learning_road import ARMS, commands
 from bench.kv_learning_warm import STREAM, WORD_SORTING, examples
 from rltk.rollout.tokens import load_tokenizer, render_prompt
 from rltk.tasks.reasoning_gym import ReasoningGym
@@ -74,7 +74,7 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path):
 
 
 def test_the_roads_arms_differ_in_what_they_are_about_and_take_keys(tmp_path):
-    jobs = commands(2, ["steps=3", "kv.budget=0.5"], tmp_path)
+    jobs = commands(2, list(ARMS), ["steps=3", "kv.budget=0.5"], tmp_path)
     assert list(jobs) == [f"{a}-s{s}" for s in (0, 1) for a in ("grpo", "ctpo", "grpo, full cache")]
     assert jobs["ctpo-s1"].index("kv.budget=0.5") > jobs["ctpo-s1"].index("kv.budget=0.2")
     assert {"ratio.reference=mu", "seed=1"} <= set(jobs["ctpo-s1"])
