@@ -44,7 +44,8 @@ def report(cells: dict[int, Any], settings: Settings, command: str, out: Path) -
 def hardware() -> str:
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     there = Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists()
-    gpu = subprocess.run(query, capture_output=True, text=True).stdout.strip() if there else "no GPU"
+    found = subprocess.run(query, capture_output=True, text=True).stdout.split("\n") if there else ["no GPU"]
+    gpu = ", ".join(name for name in found if name)
     return f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"
 
 
