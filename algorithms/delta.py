@@ -12,7 +12,8 @@ rewards, and the centroid of a side without tokens is the origin.
 Choices of ours: everything is summed over all ranks (the release: over one), and anew for each optimizer batch from
 the weights before the training step (the release: once for all of its minibatches).
 
-`prepare` reads no figure back: a GPU is still at its passes over the hidden states while the host issues the loss.
+`prepare` reads no figure back: a GPU is still at its passes over the hidden states while the host issues the loss. The
+passes there are those of kernels/delta_weights.py; `_weights` in torch is for a CPU, and what the kernels are held to.
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ class DelTA(DAPO):
     def _weights(self, shard: TokenBatch, advantage: Tensor, reduce: Reduce) -> Tensor:
         """w of each token, `[B, T]`; of no meaning where the mask is 0, as the advantage is 0 there."""
         assert shard.hidden is not None
+        if _fused(shard):
+            from rltk.kernels.delta_weights import delta_weights  # a CPU may have no Triton
+
+            options = self.refinements, self.weight_low, self.weight_high
+            found = delta_weights(shard.hidden, shard.old, shard.mask, advantage, reduce, *options)
+            weight, self._spread, self._unread = found
+            return weight
         vectors = _Vectors(shard.hidden, torch.where(shard.mask, -torch.expm1(shard.old), 0.0))
         sides = torch.stack([advantage, -advantage], dim=1).clamp_(min=0.0)  # [B, 2, T]
 
@@ -99,6 +107,11 @@ class DelTA(DAPO):
         self._unread, total = total, total.clamp(min=TINY)  # no token at all: weights of 0
         self._spread = (square * count / total**2 - 1).clamp(min=0).sqrt()
         return weight * (count / total)
+
+
+def _fused(shard: TokenBatch) -> bool:
+    """Whether Triton kernels compute the weights. Not those of float64, which is for tests."""
+    return (shard.old.device.type, shard.old.dtype) == ("cuda", torch.float32)
 
 
 class _Vectors:

@@ -1,9 +1,9 @@
 """The step arm of bench.genrm_service: what a judge adds to a training step on one GPU that it shares.
 
 The same run with and without the judge, which is asked about every answer that the rule found right. Both models are
-SmolLM2 (the tiny ones on a CPU), the policy in float32, the judge in bfloat16 with replies of at most 512 tokens. Splits
-of the GPU's memory are the policy's engine's share and the judge's; the learner has the rest, in the run without the
-judge too.
+SmolLM2 (the tiny ones on a CPU), the policy in float32, the judge in bfloat16 with replies of at most 512 tokens.
+Splits of the GPU's memory are the policy's engine's share and the judge's; the learner has the rest, in the run without
+the judge too.
 """
 
 from __future__ import annotations

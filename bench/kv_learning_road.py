@@ -1,4 +1,4 @@
-"""`python -m bench.kv_learning road [--seeds 1] [--label cpu] [--arms grpo ctpo] [key=value ...]`: compressed rollouts in the real stack.
+"""`python -m bench.kv_learning road [--seeds 1] [--label cpu] [--arms grpo] [key=value ...]`: with the real stack.
 
 GRPO uncorrected and CTPO against the sampler's log-probs, with `kv=longflow kv.budget=0.2` (80 % compression), and grpo
 with the full cache. Keys go to rltk.train, so the same arms run with another model and task, as in

@@ -43,7 +43,7 @@ class Request:
     """One sampling request: tokens in, tokens out. temperature 0 is greedy.
 
     stops: strings that end it as well. The token that completes one is the last that is kept, as it was sampled: it may
-    reach past the string.
+    reach past the string. logprobs false: none are computed, for a judge, whose words nobody learns from.
     """
 
     uid: str
@@ -53,11 +53,13 @@ class Request:
     seed: int
     stop_ids: tuple[int, ...]
     stops: tuple[str, ...] = ()
+    logprobs: bool = True
 
 
 @dataclass(frozen=True)
 class Completion:
-    """ids int32 [n], logprobs float32 [n]; the stopping token is part of both (finish_reason "stop" or "length").
+    """ids int32 [n], logprobs float32 [n] ([0] where none were asked for); the stopping token is part of both
+    (finish_reason "stop" or "length").
 
     stop: the string of Request.stops that ended it; None: a stop id did, or its length.
     deaths: with kv.record, int32 [layers, heads, prompt + n]: position of the first query that no longer sees a token.
@@ -143,7 +145,7 @@ class RolloutEngine:
                 max_tokens=request.max_tokens,
                 seed=request.seed,
                 stop_token_ids=list(request.stop_ids),
-                logprobs=0,  # the sampled token's own
+                logprobs=0 if request.logprobs else None,  # 0: the sampled token's own
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 **_stopping(request.stops),
             )

@@ -75,7 +75,7 @@ class EngineBackend:
             words = f"the prompt has {len(ids)} tokens and reward.genrm.context is {self._context}"
             raise JudgeUnavailable("too_long", words)
         request = Request(
-            uid, ids, min(prompt.max_tokens, room), prompt.temperature, prompt.seed, self._chat.stop_ids
+            uid, ids, min(prompt.max_tokens, room), prompt.temperature, prompt.seed, self._chat.stop_ids, logprobs=False
         )  # fmt: skip
         reference = self._handle.complete.remote(request, deadline_s + ORPHAN_S)
         ended = False

@@ -1,4 +1,5 @@
-"""`python -m tests.gpu.kernels`: the Triton kernels against their float64 references on a GPU, and inside a CUDA graph.
+"""`python -m tests.gpu.kernels [WORD ...]`: the Triton kernels against their float64 references on a GPU, and inside a
+CUDA graph. WORD: only the checks that have it in their names, such as DelTA.
 
 The unit tests call the same checks with interpreted kernels. Prints a table, and a JSON line last.
 """
@@ -18,8 +19,10 @@ from typing import Any
 
 import torch
 
+from rltk.algorithms import build_objective, delta
 from rltk.kernels import decode_reference, prompt_scores_reference
 from rltk.kernels.state import NO_CAP, DecodeSettings, DecodeState
+from tests.gpu import delta_weights
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of outputs near 1; the output is rounded
 MODES = (("longflow", "shared"), ("longflow", "per_kv_head"), ("h2o", "shared"), ("h2o", "per_kv_head"),
@@ -190,10 +193,34 @@ def _graph_on_gpu(shape: Shape) -> float:
     return 0.0
 
 
-def main() -> int:
+def _delta_cases() -> list[delta_weights.Case]:
+    wide = dict(rows=40, tokens=2001)  # more tiles than programs
+    bf16 = torch.bfloat16
+    return [
+        *(delta_weights.Case(refinements=r, dtype=t, **wide) for r in (0, 1, 2) for t in (torch.float32, bf16)),
+        *(delta_weights.Case(width=w, dtype=bf16, rows=16, tokens=1024) for w in (576, 896, 4096)),
+        *(delta_weights.Case(width=w, rows=16, tokens=1000) for w in (5, 100, 1536)),
+        *(delta_weights.Case(advantages=a, rows=16, tokens=1000) for a in ((1.0, 0.0), (-1.0, 0.0), (0.0,))),
+        delta_weights.Case(sure=True, **wide),
+    ]
+
+
+def _delta_on_gpu(case: delta_weights.Case) -> float:
+    batch = case.batch("cuda")
+    assert delta._fused(batch), "the kernels are passed by"
+    first, second = (build_objective("delta").prepare(batch).advantage for _ in range(2))
+    assert torch.equal(first, second), "the same batch, other bits"
+    return delta_weights.check(case, "cuda")
+
+
+def main(words: list[str]) -> int:
     if not torch.cuda.is_available():
-        sys.exit("no GPU here: tests/unit/test_kernels.py runs the same checks with interpreted kernels")
+        sys.exit("no GPU here: tests/unit/test_kernels*.py run the same checks with interpreted kernels")
     jobs: dict[str, tuple[Callable[..., float], tuple]] = {}
+    for case in _delta_cases():
+        name = f"DelTA's weights, {case.rows} x {case.tokens}, d = {case.width}, {case.dtype}"
+        name += f", {case.refinements} refinements, advantages {case.advantages}{', sure' if case.sure else ''}"
+        jobs[name] = _delta_on_gpu, (case,)
     for shape in _shapes():
         heads = f"{shape.group} x {shape.kv_heads} heads of {shape.dim}"
         name = f"{shape.mode} {shape.heads}, {heads}, pages of {shape.page}, cap {shape.cap}"
@@ -205,6 +232,9 @@ def main() -> int:
         for group in (1, 2, 3, 8):
             name = f"prompt scores, {window} queries of {length} keys, G{group} {dtype}"
             jobs[name] = _scores_on_gpu, (window, length, group, dtype)
+    jobs = {name: job for name, job in jobs.items() if all(word in name for word in words)}
+    if not jobs:
+        sys.exit(f"no check has {' '.join(words)} in its name")
     started, figures = time.perf_counter(), {}
     # Most of the time is compilation: many processes, each with its share of the shapes.
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as processes:
@@ -214,11 +244,12 @@ def main() -> int:
             print(f"{name:80} error {figures[name]:.1e}", flush=True)
     print(f"{len(figures)} checks passed in {time.perf_counter() - started:.0f} s")
     print(json.dumps({
-        "bench": "gpu_kernels", "hardware": torch.cuda.get_device_name(), "command": "python -m tests.gpu.kernels",
+        "bench": "gpu_kernels", "hardware": torch.cuda.get_device_name(),
+        "command": " ".join(["python -m tests.gpu.kernels", *words]),
         "figures": {"checks": len(figures), "worst_error": max(figures.values())},
     }))  # fmt: skip
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

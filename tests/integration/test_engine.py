@@ -67,6 +67,17 @@ def test_the_same_seed_samples_the_same_tokens_whatever_else_runs(engine):
     assert [c.ids.tolist() for c in first] != [c.ids.tolist() for c in other]
 
 
+def test_whoever_wants_no_log_probs_is_given_the_same_tokens_without_them(engine):
+    wanted = sample(engine, ["w0", "w1"])
+    engine.add([Request(f"n{i}", PROMPTS[i], 24, 1.0, 7 + i, STOP, logprobs=False) for i in range(2)])
+    found = {}
+    while engine.unfinished:
+        found |= {c.uid: c for c in engine.step()}
+    for number, completion in enumerate(wanted):
+        bare = found[f"n{number}"]
+        assert bare.ids.tolist() == completion.ids.tolist() and len(bare.logprobs) == 0 < len(completion.logprobs)
+
+
 def test_a_stop_string_ends_a_sample_with_its_ids_as_they_were_sampled(engine):
     """As far as the token that completes the string, the same tokens and log-probs as without one."""
     from rltk.rollout.tokens import load_tokenizer

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import setuptools
@@ -17,25 +15,6 @@ from tests.gpu.kernels import MODES, Shape, check_decode, check_prompt_scores, d
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # numpy's, where a share of the slots is empty
-
-
-@pytest.fixture(scope="module")
-def interpreted():
-    """A kernel module by name, in a copy that runs on the CPU: Triton decides it where a kernel is defined."""
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-
-    def module(name: str) -> ModuleType:
-        spec = importlib.util.find_spec(f"rltk.kernels.{name}")
-        copy = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(copy)
-        return copy
-
-    yield module
-    if before is None:
-        del os.environ["TRITON_INTERPRET"]
-    else:
-        os.environ["TRITON_INTERPRET"] = before
 
 
 @pytest.fixture(scope="module")

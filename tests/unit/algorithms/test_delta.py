@@ -1,6 +1,7 @@
 """DelTA: the weights against an oracle that goes token by token, over any ranks; DAPO for the rest."""
 
 import math
+import sys
 from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
@@ -333,6 +334,29 @@ def test_prepare_reads_no_figure_back():
     )
     prepared = build_objective("delta", refinements=2).prepare(nowhere)
     assert prepared.advantage.is_meta and prepared.advantage.shape == (6, 7)
+
+
+def test_on_a_gpu_the_kernels_weights_are_used(monkeypatch):
+    """With kernels that say what they were given: tests/unit/test_kernels_delta.py has the real ones."""
+    batch, given = batch_of(22), []
+
+    def delta_weights(*arguments):
+        given.append(arguments)
+        return batch.old.nan_to_num(), torch.tensor(0.25), torch.tensor(math.nan)
+
+    kernels = SimpleNamespace(delta_weights=delta_weights)
+    monkeypatch.setitem(sys.modules, "rltk.kernels.delta_weights", kernels)
+    monkeypatch.setattr(delta, "_fused", lambda shard: True)
+    objective = build_objective("delta", refinements=3, weight_low=0.5, weight_high=1.5)
+    prepared = objective.prepare(batch, torch.clone)
+    ((hidden, old, mask, advantage, reduce, *options),) = given
+    assert hidden is batch.hidden and old is batch.old and mask is batch.mask
+    assert reduce is torch.clone and options == [3, 0.5, 1.5]
+    assert torch.equal(advantage, torch.where(batch.mask, batch.advantage[:, None], 0.0))
+    assert torch.equal(prepared.advantage, batch.old.nan_to_num() * advantage)
+    with pytest.raises(ValueError, match="hidden is not finite"):
+        objective.loss(prepared, Totals.of(batch.mask))
+    assert objective.loss(prepared, Totals.of(batch.mask))[1]["weight/sd"].item() == pytest.approx(0.25)
 
 
 def test_a_rank_without_sequences_and_a_step_of_padding():
