@@ -224,6 +224,12 @@ def test_a_prompt_that_no_engine_could_answer_is_sent_to_none(chat, cause):
     assert error.value.cause == cause
 
 
+def test_a_replica_of_our_own_is_given_ahead_and_a_server_no_more_than_was_said():
+    ours, theirs = replace(QUICK, model=str(TINY)), replace(QUICK, url="http://127.0.0.1:1/v1")
+    assert EngineBackend("r", None, Mute(), ours).slots == 2 * ours.max_sequences == ours.places
+    assert OpenAIBackend(theirs).slots == theirs.max_sequences == theirs.places
+
+
 DONE = Completion("hello", np.array([5, 6]), np.zeros(2), "stop", (0, 0))
 
 
