@@ -82,7 +82,8 @@ def arm_of(run: str) -> str:
 
 
 def summary(compression: int, cells: dict[int, Any]) -> dict[str, Any]:
-    """By arm: means over seeds, and the difference to the full cache's grpo and to the uncorrected grpo beside it.
+    """By arm: means over seeds, and the difference to the full cache's grpo and to the uncorrected grpo beside it, after
+    as many steps.
 
     A difference is [mean, low, high]: Student's 95 % interval over seeds, paired, as a seed draws the same problems.
     """
@@ -111,12 +112,18 @@ def difference(mine: Runs, others: Runs, other: str) -> list[float] | None:
     for name, run in mine.items():
         beside = others.get(f"{other}-{name.rsplit('-', 1)[1]}")
         if beside is not None:
-            gaps.append(run["final"] - beside["final"])
+            gaps.append(run["final"] - _at(beside, run["curve"]["step"][-1]))
     if len(gaps) - 1 not in T95:
         return None
     half = T95[len(gaps) - 1] * statistics.stdev(gaps) / len(gaps) ** 0.5
     mean = statistics.fmean(gaps)
     return [mean, mean - half, mean + half]
+
+
+def _at(run: dict[str, Any], step: int) -> float:
+    """Accuracy after `step`, as the other may have been cut there; at the end, if it was not evaluated then."""
+    by_step = dict(zip(run["curve"]["step"], run["curve"]["accuracy"], strict=True))
+    return by_step.get(step, run["final"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

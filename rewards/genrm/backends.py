@@ -63,7 +63,8 @@ class EngineBackend:
             self._handle.ready.remote(), "start", "genrm service", f"judge {self.name}", self._start_s,
             peek=lambda: self._handle.stacks.remote(),
         )  # fmt: skip
-        self._process = await process_of(self._handle)
+        told = process_of(self._handle)
+        self._process = await watch.wait(told, "tell its process", "genrm service", f"judge {self.name}", self._start_s)
 
     async def generate(self, prompt: Prompt, deadline_s: float, uid: str) -> Reply:
         try:

@@ -32,8 +32,9 @@ def own(_: Any = None) -> Process:
     return Process(ray.get_runtime_context().get_node_id(), os.getpid(), started)
 
 
-async def process_of(actor: Any) -> Process:
-    return await actor.__ray_call__.remote(own)
+def process_of(actor: Any) -> Any:
+    """A reference to the `Process` of an actor of any class."""
+    return actor.__ray_call__.remote(own)
 
 
 async def end(process: Process) -> bool:

@@ -40,10 +40,16 @@ def test_a_run_is_summed_up():
 
 
 def test_differences_are_paired_by_seed():
-    mine = {f"ctpo-s{seed}": {"final": 0.5 + 0.1 * seed} for seed in range(3)}
-    other = {f"grpo-s{seed}": {"final": 0.4 + 0.1 * seed} for seed in range(3)}
+    def ended(final):
+        return {"final": final, "curve": {"step": [0, 8], "accuracy": [0.3, final]}}
+
+    mine = {f"ctpo-s{seed}": ended(0.5 + 0.1 * seed) for seed in range(3)}
+    other = {f"grpo-s{seed}": ended(0.4 + 0.1 * seed) for seed in range(3)}
     assert difference(mine, other, "grpo") == pytest.approx([0.1, 0.1, 0.1])  # seeds differ, pairs do not
-    other["grpo-s2"]["final"] -= 0.3
+    for run in other.values():  # it went on for longer: what counts is where it stood then
+        run["final"], run["curve"]["step"], run["curve"]["accuracy"] = 0.9, [0, 8, 16], [*run["curve"]["accuracy"], 0.9]
+    assert difference(mine, other, "grpo") == pytest.approx([0.1, 0.1, 0.1])
+    other["grpo-s2"]["curve"]["accuracy"][1] -= 0.3
     mean, low, high = difference(mine, other, "grpo")
     assert mean == pytest.approx(0.2) and high - mean == pytest.approx(4.303 * 0.173205 / 3**0.5, abs=1e-3)
     assert difference(mine, {}, "grpo") is None
