@@ -82,8 +82,8 @@ def arm_of(run: str) -> str:
 
 
 def summary(compression: int, cells: dict[int, Any]) -> dict[str, Any]:
-    """By arm: means over seeds, and the difference to the full cache's grpo and to the uncorrected grpo beside it, after
-    as many steps.
+    """By arm: means over seeds, and the differences to the full cache's grpo and to the uncorrected one, after as many
+    steps.
 
     A difference is [mean, low, high]: Student's 95 % interval over seeds, paired, as a seed draws the same problems.
     """

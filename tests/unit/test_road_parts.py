@@ -22,7 +22,7 @@ from rltk.recovery import RECOVERIES, Recovery
 from rltk.roles import Roles
 from rltk.rollout import weight_file
 from rltk.run_state import RunState
-from rltk.sync.probe import compare
+from rltk.sync.probe import TOLERANCE, compare
 from rltk.tasks import build_task
 from rltk.time_ledger import STAGES, TimeLedger
 
@@ -90,6 +90,19 @@ def test_the_probe_refuses_weights_that_compute_something_else():
         compare([learner[0], learner[1] + 0.9], learner, 1e-4, 1e-4, "engine 0")
     with pytest.raises(WeightMismatchError, match="nan"):
         compare([learner[0], np.asarray([np.nan])], learner, 1e-4, 1e-4, "engine 0")
+
+
+@pytest.mark.parametrize(
+    "gap, words",
+    [
+        (0.05, r"rollout\.dtype=float32.*sync\.probe_mean=0\.1 sync\.probe_max=0\.5"),
+        (1.0, "does not run the learner's weights. Fix"),
+    ],
+)
+def test_in_bfloat16_a_little_over_the_bound_may_be_the_models_own_rounding(gap, words):
+    learner = [np.asarray([-1.0, -2.0])]
+    with pytest.raises(WeightMismatchError, match=words):
+        compare([learner[0] + gap], learner, *TOLERANCE["bfloat16"], "engine 0")
 
 
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 10), st.integers(1, 60))
