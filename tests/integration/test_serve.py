@@ -17,17 +17,19 @@ RIGHT = "47 + 35 = 82\n\n82 - 18 = 64\n\n\\boxed{64}"
 FLAWED = "47 + 35 = 81\n\n81 - 17 = 64\n\n\\boxed{64}"
 
 
-def test_a_judge_answers_over_http_until_it_is_told_to_end():
+def test_a_judge_answers_over_http_until_it_is_told_to_end(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "rltk.serve", "reward.genrm=tiny", f"port={port}"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )  # fmt: skip
+    log = tmp_path / "stderr"  # a file: a pipe that nobody reads would fill, and stop it
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stream, text=True, start_new_session=True
+        )
     try:
         told = [process.stdout.readline() for _ in range(2)]  # the version, then where; "" if it ended
-        assert f"POST http://127.0.0.1:{port}/judge" in told[1], process.stderr.read()[-2000:]
+        assert f"POST http://127.0.0.1:{port}/judge" in told[1], log.read_text()[-2000:]
         problem = "What is 47 + 35 - 18?"
         questions = [
             {"uid": name, "problem": problem, "response": response, "reference": "64"}
