@@ -69,7 +69,7 @@ def compare(model: Any, prompts: list[Any], shares: tuple[float, ...], theirs: l
         for share, kept in zip(shares, by_share, strict=True):
             common = []
             for layer, heads in zip(scores, kept, strict=True):
-                mine = policy.choose(layer[0], len(heads[0]), 0, False).tolist()
+                mine = policy.choose(layer, len(heads[0]), 0, False)[0].tolist()
                 common += [len(set(a) & set(b)) / len(b) for a, b in zip(mine, heads, strict=True)]
             rows.append(
                 {

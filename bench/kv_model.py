@@ -126,11 +126,11 @@ class Prompts:
         self.value.append(value[:, :, :length])
         for name, policy in self.policies.items():
             seen = length + policy.pseudo  # the pseudo tokens stand last, and only who asked for them sees them
-            rows = [
-                policy.scores(q[:, :seen].transpose(0, 1), k[:, :seen].transpose(0, 1), length, scale, prompt_scores)
-                for q, k in zip(query, key, strict=True)
+            rows = [  # one at a time: a batch's attention would not fit
+                policy.scores(q.transpose(1, 2), k.transpose(1, 2), length, scale, prompt_scores)
+                for q, k in zip(query[:, :, :seen].split(1), key[:, :, :seen].split(1), strict=True)
             ]
-            self.scores.setdefault(name, []).append(torch.stack(rows))
+            self.scores.setdefault(name, []).append(torch.cat(rows))
         # Repeated, not enable_gqa: in fp32 that would hold all of [T, T].
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
@@ -140,9 +140,7 @@ class Prompts:
         if keep == self.length:
             return torch.arange(keep, device=self.key[layer].device).expand(len(self.key[layer]), 1, -1)
         policy, shared = self.policies[options.name], options.heads == "shared"
-        return torch.stack(
-            [policy.choose(row, keep, options.sinks, shared) for row in self.scores[options.name][layer]]
-        )
+        return policy.choose(self.scores[options.name][layer], keep, options.sinks, shared)
 
 
 def joined(parts: list[Prompts]) -> Prompts:

@@ -1,8 +1,9 @@
 """How much a prompt's keys are attended to, in Triton: kernels/prompt_scores_reference.py says what it computes.
 
-Two passes over the keys, because a score needs the whole softmax: `softmax_sums` (grid KV head, tile of queries, share
-of the keys), then `dapq_select` (grid KV head, tile of keys), which sums the attention that its keys receive. A query
-is one (token, query head of the KV head) pair. Logits are in base 2.
+Two passes over the keys, because a score needs the whole softmax: `softmax_sums` (grid prompt and KV head, tile of
+queries, share of the keys), then `dapq_select` (grid prompt and KV head, tile of keys), which sums the attention that
+its keys receive. A query is one (token, query head of the KV head) pair. Logits are in base 2. How the work is shared
+out does not depend on the number of prompts: a prompt's scores are bit for bit the same in any batch.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ def _queries(query, row_stride, head_stride, head, tile, window, G: tl.constexpr
 
 @triton.jit
 def softmax_sums(
-    query, key, lse, query_row, query_head, key_row, key_head, scale, window, length,
+    query, key, lse, query_prompt, query_row, query_head, key_prompt, key_row, key_head, scale, window, length, heads,
     G: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """lse [splits, Hkv, tiles x BQ]: log of the softmax' sum over a share of the keys, -inf where it sees none."""
-    head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """lse [splits, N x Hkv, tiles x BQ]: log of the softmax' sum over a share of the keys, -inf where it sees none."""
+    both, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    prompt, head = (both // heads).to(tl.int64), both % heads
+    query, key = query + prompt * query_prompt, key + prompt * key_prompt
     q, token = _queries(query, query_row, query_head, head, tile, window, G, D, BQ)
     d = tl.arange(0, D)
     m = tl.full([BQ], LOWEST, tl.float32)
@@ -50,17 +53,19 @@ def softmax_sums(
         top = tl.maximum(m, tl.max(s, 1))
         mass = mass * tl.exp2(m - top) + tl.sum(tl.exp2(s - top[:, None]), 1)
         m = top
-    places = lse + ((split * tl.num_programs(0) + head) * tl.num_programs(1) + tile) * BQ + tl.arange(0, BQ)
+    places = lse + ((split * tl.num_programs(0) + both) * tl.num_programs(1) + tile) * BQ + tl.arange(0, BQ)
     tl.store(places, m + tl.log2(mass))
 
 
 @triton.jit
 def dapq_select(
-    query, key, lse, scores, query_row, query_head, key_row, key_head, scale, window, length, tiles, weight,
-    G: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    query, key, lse, scores, query_prompt, query_row, query_head, key_prompt, key_row, key_head, scale, window, length,
+    heads, tiles, weight, G: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """scores [Hkv, length]: weight x the sum of all queries' attention. lse [Hkv, tiles x BQ]."""
-    head, part = tl.program_id(0), tl.program_id(1)
+    """scores [N, Hkv, length]: weight x the sum of all queries' attention. lse [N x Hkv, tiles x BQ]."""
+    both, part = tl.program_id(0), tl.program_id(1)
+    prompt, head = (both // heads).to(tl.int64), both % heads
+    query, key = query + prompt * query_prompt, key + prompt * key_prompt
     column = part * BK + tl.arange(0, BK)
     place = key + column.to(tl.int64)[:, None] * key_row + head * key_head + tl.arange(0, D)[None, :]
     k = tl.load(place, mask=(column < length)[:, None], other=0)
@@ -69,35 +74,35 @@ def dapq_select(
     for tile in tl.range(tl.maximum(unseen, 0) * G // BQ, tiles):
         q, token = _queries(query, query_row, query_head, head, tile, window, G, D, BQ)
         s = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E)
-        whole = tl.load(lse + (head * tiles + tile) * BQ + tl.arange(0, BQ))
+        whole = tl.load(lse + (both * tiles + tile) * BQ + tl.arange(0, BQ))
         seen = (column[None, :] <= (length - window + token)[:, None]) & (token >= 0)[:, None]
         total += tl.sum(tl.where(seen, tl.exp2(s - whole[:, None]), 0), 0)
-    tl.store(scores + head.to(tl.int64) * length + column, total * weight, mask=column < length)
+    tl.store(scores + both.to(tl.int64) * length + column, total * weight, mask=column < length)
 
 
 def prompt_scores(query: Tensor, key: Tensor, scale: float, reduce: str = "mean") -> Tensor:
-    """Causal attention of the last W tokens over all T keys: [W, Hq, D], [T, Hkv, D] -> [Hkv, T] fp32.
+    """Causal attention of the last W tokens over all T keys: [N, W, Hq, D], [N, T, Hkv, D] -> [N, Hkv, T] fp32.
 
     As the reference; the last dimension of both tensors is contiguous, D is a power of two of 16 or more.
     """
-    window, q_heads, dim = query.shape
-    length, heads, _ = key.shape
+    prompts, window, q_heads, dim = query.shape
+    _, length, heads, _ = key.shape
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce={reduce!r}; use mean or sum")
     if window > length:
         raise ValueError(f"{window} queries observe {length} keys; the queries are the last of the keys' tokens")
     if dim < 16 or dim & (dim - 1):
         raise ValueError(f"head size {dim}: use a power of two from 16 up")
-    group = q_heads // heads
+    group, both = q_heads // heads, prompts * heads
     queries, keys, warps = TILES[query.element_size()]
     tiles, parts = triton.cdiv(window * group, queries), triton.cdiv(length, keys)
     splits = max(1, min(parts, triton.cdiv(PROGRAMS, heads * tiles)))
-    lse = torch.empty(splits, heads, tiles * queries, dtype=torch.float32, device=query.device)
-    scores = torch.empty(heads, length, dtype=torch.float32, device=query.device)
-    strides = query.stride(0), query.stride(1), key.stride(0), key.stride(1)
+    lse = torch.empty(splits, both, tiles * queries, dtype=torch.float32, device=query.device)
+    scores = torch.empty(prompts, heads, length, dtype=torch.float32, device=query.device)
+    shape = (*query.stride()[:3], *key.stride()[:3], scale, window, length, heads)
     options = dict(G=group, D=dim, BQ=queries, BK=keys, num_warps=warps)
-    softmax_sums[(heads, tiles, splits)](query, key, lse, *strides, scale, window, length, **options)
+    softmax_sums[(both, tiles, splits)](query, key, lse, *shape, **options)
     whole = torch.logsumexp(lse / LOG2E.value, 0) * LOG2E.value
     weight = 1 / (window * group) if reduce == "mean" else 1.0
-    dapq_select[(heads, parts)](query, key, whole, scores, *strides, scale, window, length, tiles, weight, **options)
+    dapq_select[(both, parts)](query, key, whole, scores, *shape, tiles, weight, **options)
     return scores

@@ -17,27 +17,27 @@ ROWS = 256  # queries at a time: 16 384 keys x 256 queries x 16 heads are 268 MB
 
 
 def prompt_scores(query: Tensor, key: Tensor, scale: float, reduce: str = "mean") -> Tensor:
-    """Causal attention of the last W tokens over all T keys: [W, Hq, D], [T, Hkv, D] -> [Hkv, T] fp32.
+    """Causal attention of the last W tokens over all T keys: [N, W, Hq, D], [N, T, Hkv, D] -> [N, Hkv, T] fp32.
 
-    Query w sees keys 0 .. T - W + w. reduce: mean or sum over the queries and over the query heads of a KV head.
-    Computes in fp32; in float64, which it then returns, if `query` is.
+    N prompts of one length. Query w sees keys 0 .. T - W + w. reduce: mean or sum over the queries and over the query
+    heads of a KV head. Computes in fp32; in float64, which it then returns, if `query` is.
     """
-    window, q_heads, _ = query.shape
-    length, kv_heads, _ = key.shape
+    prompts, window, q_heads, _ = query.shape
+    _, length, kv_heads, _ = key.shape
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce={reduce!r}; use mean or sum")
     if window > length:
         raise ValueError(f"{window} queries observe {length} keys; the queries are the last of the keys' tokens")
     dtype = torch.promote_types(query.dtype, torch.float32)
-    k = key.to(dtype).permute(1, 2, 0)  # [Hkv, D, T]
+    k = key.to(dtype).permute(0, 2, 3, 1)  # [N, Hkv, D, T]
     columns = torch.arange(length, device=key.device)
-    total = torch.zeros(kv_heads, length, dtype=dtype, device=key.device)
+    total = torch.zeros(prompts, kv_heads, length, dtype=dtype, device=key.device)
     for start in range(0, window, ROWS):
         rows = torch.arange(start, min(start + ROWS, window), device=key.device)
-        q = query[rows].to(dtype).unflatten(1, (kv_heads, -1)).transpose(0, 1)  # [Hkv, w, G, D]
+        q = query[:, rows].to(dtype).unflatten(2, (kv_heads, -1)).transpose(1, 2)  # [N, Hkv, w, G, D]
         last = length - window + rows  # the newest key that each sees
         seen = length - window + start + len(rows)
-        logits = (q.flatten(1, 2) @ k[..., :seen]).unflatten(1, (len(rows), -1)) * scale  # [Hkv, w, G, seen]
+        logits = (q.flatten(2, 3) @ k[..., :seen]).unflatten(2, (len(rows), -1)) * scale  # [N, Hkv, w, G, seen]
         unseen = columns[:seen] > last[:, None]
-        total[:, :seen] += logits.masked_fill_(unseen[:, None], -torch.inf).softmax(-1).sum((1, 2))
+        total[..., :seen] += logits.masked_fill_(unseen[:, None], -torch.inf).softmax(-1).sum((2, 3))
     return total / (window * q_heads // kv_heads) if reduce == "mean" else total

@@ -71,15 +71,7 @@ class Recorder:
     def collect(self, step: Any, owners: dict[int, Owner]) -> None:
         """Behind a step, on its stream: the next one overwrites what this copies."""
         if step.prefill is not None:
-            for prompt in step.prefill.prompts:
-                if prompt.first not in owners:
-                    continue
-                owner, deaths = owners[prompt.first], Deaths(prompt.length, prompt.pseudo)
-                layers = list(step.prefill.kept.values())
-                if layers and prompt.first in layers[0]:
-                    names = sorted(step.prefill.kept, key=_number)
-                    deaths.kept = torch.stack([step.prefill.kept[n][prompt.first] for n in names]).cpu().numpy()
-                self.requests[owner.request_id] = deaths
+            self._file_prompts(step.prefill, owners)
         if step.decode is not None:
             rows = step.decode.rows
             heads = 1 if self.shared else self.evicted.shape[2]
@@ -93,6 +85,17 @@ class Recorder:
             self._unread.append((event, owners, *copies))
             if len(self._unread) >= UNREAD_STEPS:
                 self._read()
+
+    def _file_prompts(self, prefill: Any, owners: dict[int, Owner]) -> None:
+        layers = sorted(prefill.kept, key=_number)
+        for number, group in enumerate(prefill.groups):
+            kept = None
+            if group.cut and layers:
+                kept = torch.stack([prefill.kept[layer][number] for layer in layers], 1).cpu().numpy()
+            for at, prompt in enumerate(group.prompts):
+                if prompt.first in owners:
+                    deaths = Deaths(prompt.length, prompt.pseudo, None if kept is None else kept[at])
+                    self.requests[owners[prompt.first].request_id] = deaths
 
     def _read(self) -> None:
         for event, owners, evicted, firsts, lengths in self._unread:

@@ -136,18 +136,18 @@ def test_a_new_owner_of_a_block_starts_anew():
 @pytest.mark.parametrize(("window", "length"), [(1, 1), (3, 9), (300, 300)])
 def test_prompt_scores_are_rows_of_causal_attention(window, length):
     torch.manual_seed(0)
-    query = torch.randn(length, 4, DIM, dtype=torch.float64)
-    key = torch.randn(length, KV_HEADS, DIM, dtype=torch.float64)
-    logits = torch.einsum("qhgd,khd->hgqk", query.unflatten(1, (KV_HEADS, 2)), key) * 0.5
+    query = torch.randn(2, length, 4, DIM, dtype=torch.float64)
+    key = torch.randn(2, length, KV_HEADS, DIM, dtype=torch.float64)
+    logits = torch.einsum("nqhgd,nkhd->nhgqk", query.unflatten(2, (KV_HEADS, 2)), key) * 0.5
     whole = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf).softmax(-1)
-    seen = whole[:, :, length - window :]
-    torch.testing.assert_close(prompt_scores(query[-window:], key, 0.5), seen.mean((1, 2)))
-    torch.testing.assert_close(prompt_scores(query[-window:], key, 0.5, "sum"), seen.sum((1, 2)))
+    seen = whole[..., length - window :, :]
+    torch.testing.assert_close(prompt_scores(query[:, -window:], key, 0.5), seen.mean((2, 3)))
+    torch.testing.assert_close(prompt_scores(query[:, -window:], key, 0.5, "sum"), seen.sum((2, 3)))
 
 
 def test_prompt_scores_refuses_what_cannot_be():
-    query, key = torch.zeros(3, 2, 4), torch.zeros(2, 1, 4)
+    query, key = torch.zeros(1, 3, 2, 4), torch.zeros(1, 2, 1, 4)
     with pytest.raises(ValueError, match="3 queries observe 2 keys"):
         prompt_scores(query, key, 1.0)
     with pytest.raises(ValueError, match="'max'"):
-        prompt_scores(query[:1], key, 1.0, "max")
+        prompt_scores(query[:, :1], key, 1.0, "max")

@@ -35,9 +35,9 @@ def attention(query, key):
 def kept(name, length, keep, *, sinks=2, shared=False, **options):
     policy = build_policy(name, options)
     query, key, _ = tokens(length, policy.pseudo)
-    scores = policy.scores(query, key, length, SCALE, prompt_scores)
-    assert scores.shape == (2, length)
-    chosen = policy.choose(scores, keep, sinks, shared)
+    scores = policy.scores(query[None], key[None], length, SCALE, prompt_scores)
+    assert scores.shape == (1, 2, length)
+    (chosen,) = policy.choose(scores, keep, sinks, shared)
     assert chosen.shape == (1 if shared else 2, keep)
     assert (chosen[:, 1:] > chosen[:, :-1]).all() and (chosen[:, :sinks] == torch.arange(sinks)).all()
     return chosen, attention(query, key)
@@ -83,10 +83,10 @@ def test_streaming_keeps_the_first_and_the_newest():
 
 def test_heads_that_share_sum_their_scores():
     policy = build_policy("dapq", {})
-    scores = torch.tensor([[0.0, 5, 1, 0, 0], [0.0, 0, 2, 4, 0]])
-    assert policy.choose(scores, 2, 0, True).tolist() == [[1, 3]]
-    assert policy.choose(scores, 2, 0, False).tolist() == [[1, 2], [2, 3]]
-    assert scores[0].tolist() == [0, 5, 1, 0, 0]  # left as it was: h2o goes on adding to it
+    scores = torch.tensor([[[0.0, 5, 1, 0, 0], [0.0, 0, 2, 4, 0]]])
+    assert policy.choose(scores, 2, 0, True).tolist() == [[[1, 3]]]
+    assert policy.choose(scores, 2, 0, False).tolist() == [[[1, 2], [2, 3]]]
+    assert scores[0, 0].tolist() == [0, 5, 1, 0, 0]  # left as it was: h2o goes on adding to it
 
 
 def test_a_window_wider_than_the_budget_leaves_the_sinks():
@@ -106,9 +106,10 @@ def cache_of(settings, blocks=12, page=4):
 @pytest.mark.parametrize("heads", ["shared", "per_kv_head"])
 @pytest.mark.parametrize("name", ["dapq", "h2o"])
 def test_prompts_of_a_batch_land_in_their_slots(name, heads):
-    """One within the budget, one over it, a decoding row between them; pseudo tokens in the middle of each prompt."""
+    """Two of a length over the budget, which are cut together, and one within it between them; a decoding row after
+    the first; pseudo tokens in the middle of each prompt."""
     settings = Settings(KVOptions(name, budget=10, heads=heads, sinks=2), 64)
-    pseudo, lengths = settings.pseudo, (5, 17)
+    pseudo, lengths, firsts = settings.pseudo, (17, 5, 17), (9, 3, 4)
     state, memory, cache = cache_of(settings)
     rows, parts, start = [], [], 0
     for number, length in enumerate(lengths):
@@ -121,23 +122,25 @@ def test_prompts_of_a_batch_land_in_their_slots(name, heads):
             parts.append(tuple(torch.zeros(1, heads, 8, dtype=torch.float64) for heads in (4, 2, 2)))
             start += 1
     query, key, value = (torch.cat(same) for same in zip(*parts, strict=True))
-    tables = torch.tensor([[3, 7, 1, 0], [9, 2, 5, 0]], dtype=torch.int32)
-    plan = Prefill.plan(rows, [3, 9], tables, memory)
+    tables = torch.tensor([[9, 2, 5, 0], [3, 7, 1, 0], [4, 6, 8, 0]], dtype=torch.int32)
+    plan = Prefill.plan(rows, list(firsts), tables, memory)
     output = torch.zeros_like(query)
     chosen = prefill(query, key, value, cache, state, plan, settings, SCALE, output)
 
-    assert list(chosen) == [9] and state.dropped[3] == pseudo
     keep = settings.kept(17)
-    assert chosen[9].shape == (1 if heads == "shared" else 2, keep) and state.dropped[9] == 17 + pseudo - keep
+    cut = next(number for number, group in enumerate(plan.groups) if group.length == 17)
+    assert list(chosen) == [cut] and [prompt.first for prompt in plan.groups[cut].prompts] == [9, 4]
+    assert chosen[cut].shape == (2, 1 if heads == "shared" else 2, keep)
+    assert state.dropped[list(firsts)].tolist() == [17 + pseudo - keep, pseudo, 17 + pseudo - keep]
     for number, length in enumerate(lengths):
         q, k, v = tokens(length, pseudo, seed=number)
         found = attention(q, k) @ v.repeat_interleave(2, 1).transpose(0, 1)  # [Hq, T, D]
         engine = [*range(length - 1), *range(length, length + pseudo), length - 1]
         at = rows[number][0]
         assert torch.allclose(output[at : at + length + pseudo], found.transpose(0, 1)[engine])
-        held = range(length) if number == 0 else None
+        mine = chosen[cut][(0, None, 1)[number]] if number != 1 else torch.arange(length)[None]
         for head in range(2):
-            picked = list(held) if held else chosen[9][head % len(chosen[9])].tolist()
+            picked = mine[head % len(mine)].tolist()
             slots = cache[tables[number].long(), head].flatten(0, 1)
             assert torch.equal(slots[: len(picked)], torch.cat((k, v), -1)[picked, head])
             assert slots[len(picked) : 12].isnan().all()

@@ -55,8 +55,8 @@ def test_every_step_is_the_engines(name, mode, heads):
         if state.slot_pos is not None:
             state.slot_pos[row] = torch.arange(PAGE, dtype=torch.int32)
         if state.acc is not None:
-            queries = q[row, :, :, :n].flatten(0, 1).transpose(0, 1)
-            state.acc[row, :, :n] = prompt_scores(queries, k[row, :, :n].transpose(0, 1), DIM**-0.5, "sum")
+            queries = q[row, :, :, :n].flatten(0, 1).transpose(0, 1)[None]
+            state.acc[row, :, :n] = prompt_scores(queries, k[row, None, :, :n].transpose(1, 2), DIM**-0.5, "sum")[0]
     evicted = 0
     for step in range(STEPS):
         n = length + step + 1

@@ -21,6 +21,6 @@ class DapQ(Policy):
         self.pseudo = whole("pseudo", pseudo, 1)
 
     def scores(self, query: Tensor, key: Tensor, prompt: int, scale: float, prompt_scores: PromptScores) -> Tensor:
-        if len(query) == prompt:  # the weight probe's prompts come without, and nothing is decoded after them
-            return query.new_zeros(key.shape[1], prompt).float()
-        return prompt_scores(query[prompt:], key, scale)[:, :prompt]
+        if query.shape[1] == prompt:  # the weight probe's prompts come without, and nothing is decoded after them
+            return query.new_zeros(len(key), key.shape[2], prompt).float()
+        return prompt_scores(query[:, prompt:], key, scale)[..., :prompt]

@@ -26,4 +26,4 @@ class H2O(Policy):
 
     def scores(self, query: Tensor, key: Tensor, prompt: int, scale: float, prompt_scores: PromptScores) -> Tensor:
         """Summed over every query of the prompt: decoding goes on adding to it."""
-        return prompt_scores(query[:prompt], key[:prompt], scale, "sum")
+        return prompt_scores(query[:, :prompt], key[:, :prompt], scale, "sum")

@@ -25,7 +25,7 @@ from rltk.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PromptScores = Callable[..., "Tensor"]  # kernels/prompt_scores.py: (query, key, scale, reduce) -> [Hkv, T]
+PromptScores = Callable[..., "Tensor"]  # kernels/prompt_scores.py: (query, key, scale, reduce) -> [N, Hkv, T]
 
 
 class Policy(ABC):
@@ -45,18 +45,18 @@ class Policy(ABC):
 
     @abstractmethod
     def scores(self, query: Tensor, key: Tensor, prompt: int, scale: float, prompt_scores: PromptScores) -> Tensor:
-        """fp32 [Hkv, prompt]: what each prompt token is worth to each KV head.
+        """fp32 [N, Hkv, prompt]: what each token of N prompts of one length is worth to each KV head.
 
-        query [T, Hq, D], key [T, Hkv, D], positions applied; T = prompt + pseudo, the pseudo tokens last.
+        query [N, T, Hq, D], key [N, T, Hkv, D], positions applied; T = prompt + pseudo, the pseudo tokens last.
         """
 
     def choose(self, scores: Tensor, keep: int, sinks: int, shared: bool) -> Tensor:
-        """int64 [Hv, keep], ascending: the tokens that keep a slot. Hv is 1 (shared by all heads) or Hkv."""
-        scores = scores.sum(0, keepdim=True) if shared else scores.clone()
-        prompt = scores.shape[1]
-        scores[:, prompt - min(self.window(keep, sinks), keep - sinks) :] = float("inf")
-        scores[:, :sinks] = float("inf")
-        return scores.topk(keep, dim=1).indices.sort(dim=1).values
+        """int64 [N, Hv, keep], ascending: the tokens that keep a slot. Hv is 1 (shared by all heads) or Hkv."""
+        scores = scores.sum(1, keepdim=True) if shared else scores.clone()
+        prompt = scores.shape[2]
+        scores[..., prompt - min(self.window(keep, sinks), keep - sinks) :] = float("inf")
+        scores[..., :sinks] = float("inf")
+        return scores.topk(keep).indices.sort().values
 
 
 def build_policy(name: str, options: dict[str, Any]) -> Policy:

@@ -26,8 +26,8 @@ class SnapKV(Policy):
         from torch.nn.functional import avg_pool1d
 
         window = min(self.observers, prompt)
-        scores = prompt_scores(query[prompt - window : prompt], key[:prompt], scale)
-        before = scores[:, : prompt - window]  # the window is not pooled into: it stays in any case
-        if before.shape[1]:
-            scores[:, : prompt - window] = avg_pool1d(before[:, None], self.pool, 1, self.pool // 2)[:, 0]
+        scores = prompt_scores(query[:, prompt - window : prompt], key[:, :prompt], scale)
+        before = scores[..., : prompt - window]  # the window is not pooled into: it stays in any case
+        if before.shape[2]:
+            scores[..., : prompt - window] = avg_pool1d(before, self.pool, 1, self.pool // 2)
         return scores

@@ -17,4 +17,4 @@ class Streaming(Policy):
         return keep - sinks
 
     def scores(self, query: Tensor, key: Tensor, prompt: int, scale: float, prompt_scores: PromptScores) -> Tensor:
-        return key.new_zeros(key.shape[1], prompt).float()
+        return key.new_zeros(len(key), key.shape[2], prompt).float()
