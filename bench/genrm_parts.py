@@ -139,7 +139,8 @@ def start_ray(cores: int, gpus: int = 0) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_worker_niceness", "0")  # or a replica that starts anew waits for all other work here
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    env = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # Ray itself may be found by it
+    env = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     ray.init(
         address="local", num_cpus=cores, num_gpus=gpus, include_dashboard=False, log_to_driver=False,
         logging_level="error", object_store_memory=200 << 20, runtime_env={"env_vars": env},
