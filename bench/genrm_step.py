@@ -42,10 +42,12 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         mine, _, its = split.partition(":")
         own = [f"rollout.gpu_memory_share={mine}"] if gpu else []
         judge = [*JUDGE_ON_GPU, f"reward.genrm.gpu_memory_share={its}"] if gpu else JUDGE_ON_CPU
-        alone, judged = _train([*common, *own]), _train([*common, *own, *judge])
+        alone = _train([*common, *own])
+        say(f"{split:12} step {alone['step_s']:.2f} s alone")
+        judged = _train([*common, *own, *judge])
         added = judged["step_s"] / alone["step_s"] - 1
         figures["splits"][split] = {"alone": alone, "judged": judged, "added_share": added}
-        say(f"{split:12} step {alone['step_s']:.2f} s alone, {judged['step_s']:.2f} s with the judge: {added:+.1%}; "
+        say(f"{split:12} step {judged['step_s']:.2f} s with the judge: {added:+.1%}; "
             f"{judged['counts']}; {judged['judge']}")  # fmt: skip
     figures["added_step_share"] = min(split["added_share"] for split in figures["splits"].values())
     return figures
