@@ -1,8 +1,11 @@
-"""`python -m bench.kv_learning_warm [--out runs/smollm2_warm]`: SmolLM2-135M, taught the form of a reasoning-gym task.
+"""`python -m bench.kv_learning_warm [--out runs/smollm2_warm]`: a start for SmolLM2-135M on a reasoning-gym task.
 
 On its own it answers hardly any reasoning-gym question right at T = 1 (0 of 12 on each of seven easy data sets): RL has
 nothing to begin from. A few hundred steps on a data set's own answers, of problems that neither training nor the
-held-out set has, give it a start. The last line printed is what a run needs to go on from there; so
+held-out set has, give it a start. In half of these (`--tagged 0.5`) the answer stands without the answer tags that the
+task asks for, and is worth nothing: the start knows more than it earns, and the form is what RL has to teach it, which
+a few dozen steps can. From a start that always uses the tags they cannot: its mistakes are of knowledge. The last line
+printed is what a run needs to go on from there; so
 
     python -m bench.kv_learning road --label smollm2 cluster.device=gpu learner.lr=1e-5 <the last line>
 
@@ -32,16 +35,18 @@ WORD_SORTING = {"min_words": 3, "max_words": 5}
 PROMPT, RESPONSE = 160, 48  # tokens; the longest of either under these options: 144 and 37
 
 
-def examples(tokenizer: Any, task: ReasoningGym, count: int) -> Examples:
-    """Prompts of the task, each with its own answer between answer tags and the end of the turn, which are learnt."""
+def examples(tokenizer: Any, task: ReasoningGym, count: int, tagged: float = 1.0) -> Examples:
+    """Prompts of the task, each with its own answer, in a share of `tagged` between answer tags, and the end of the
+    turn, which are learnt."""
     ids: list[int] = []
     learnt: list[bool] = []
     lengths: list[int] = []
     for index in range(count):
         record = task.problem(index)
         prompt = render_prompt(tokenizer, record.messages)
-        answer = tokenizer.encode(f"<answer>{record.answer}</answer>", add_special_tokens=False)
-        answer = [*answer, tokenizer.eos_token_id]
+        with_tags = int((index + 1) * tagged) > int(index * tagged)  # evenly: of two, the second
+        text = f"<answer>{record.answer}</answer>" if with_tags else record.answer
+        answer = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
         if len(prompt) > task.max_prompt_tokens or len(answer) > task.max_response_tokens:
             raise ValueError(
                 f"{record.id} has {len(prompt)} + {len(answer)} tokens, over {task.max_prompt_tokens} + "
@@ -76,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--options", type=yaml.safe_load, default=WORD_SORTING, help="of the data set, as YAML")
     parser.add_argument("--prompt", type=int, default=PROMPT)
     parser.add_argument("--response", type=int, default=RESPONSE)
+    parser.add_argument("--tagged", type=float, default=0.5, help="share of the answers that stand in answer tags")
     parser.add_argument("--examples", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=64, help="examples a step")
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     start = {"init": resolve_model(load([f"model={arguments.model}"])).model.path}
     task = ReasoningGym(arguments.prompt, arguments.response, arguments.dataset, seed=STREAM, **arguments.options)
     tokenizer = start_tokenizer(start, [])
-    drawn = examples(tokenizer, task, min(arguments.examples, arguments.steps * arguments.batch))
+    drawn = examples(tokenizer, task, min(arguments.examples, arguments.steps * arguments.batch), arguments.tagged)
     print(f"{len(drawn)} examples of {drawn.lengths.min()} to {drawn.lengths.max()} tokens", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)

@@ -98,6 +98,11 @@ def test_a_warm_start_learns_the_data_sets_own_answers_of_problems_that_no_run_m
         assert tokenizer.decode(ids[learnt]) == f"<answer>{record.answer}</answer>{tokenizer.eos_token}"
         assert ids[~learnt].tolist() == render_prompt(tokenizer, record.messages)
         assert task.score(record, tokenizer.decode(ids[learnt], skip_special_tokens=True)).correct
+    half = examples(tokenizer, task, 4, tagged=0.5)
+    for index, (start, length) in enumerate(zip(half.starts.tolist(), half.lengths.tolist(), strict=True)):
+        ids, learnt = half.ids[start : start + length], half.learnt[start : start + length]
+        scored = task.score(task.problem(index), tokenizer.decode(ids[learnt], skip_special_tokens=True))
+        assert scored.correct is bool(index % 2)  # without the tags it is worth nothing
     run = ReasoningGym(2000, 400, "word_sorting", **WORD_SORTING)
     asked = [{t.problem(i).messages[-1]["content"] for i in range(50)} for t in (run, task)]
     assert not asked[0] & asked[1]
