@@ -8,7 +8,7 @@ layer.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ from rltk.rollout.kv import versions
 from rltk.rollout.kv.settings import Settings
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from rltk.rollout.kv.memory import Memory
 
 
