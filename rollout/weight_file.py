@@ -6,7 +6,7 @@
 
 Written in one pass, as the tensors come (ZeRO-3 gathers them one by one). Not safetensors: the receiver checksums the
 bytes it maps before it uses them, and learns which version they belong to. The checksum is there to find torn and stale
-bytes, so that a fast hash will do: a cryptographic one takes longer than the copy.
+bytes, not forged ones: a fast hash will do.
 """
 
 from __future__ import annotations

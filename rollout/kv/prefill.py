@@ -97,9 +97,9 @@ class Prefill:
         for (length, pseudo), numbers in alike.items():
             kept, at = settings.kept(length), starts[-1]
             slots = torch.arange(kept, device=device)
-            mine = tables if len(numbers) == len(rows) else tables[torch.tensor(numbers, device=device)]
             prompts = [Prompt(rows[number][0], length, pseudo, firsts[number]) for number in numbers]
-            groups.append(Group(prompts, at, kept, mine[:, slots // page], slots % page))
+            blocks = tables[torch.tensor(numbers, device=device)][:, slots // page]
+            groups.append(Group(prompts, at, kept, blocks, slots % page))
             for prompt in prompts:
                 start, last = prompt.start, prompt.start + length + pseudo - 1
                 # the real prompt's last token stands behind the pseudo ones

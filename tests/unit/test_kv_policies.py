@@ -138,7 +138,7 @@ def test_prompts_of_a_batch_land_in_their_slots(name, heads):
         engine = [*range(length - 1), *range(length, length + pseudo), length - 1]
         at = rows[number][0]
         assert torch.allclose(output[at : at + length + pseudo], found.transpose(0, 1)[engine])
-        mine = chosen[cut][(0, None, 1)[number]] if number != 1 else torch.arange(length)[None]
+        mine = torch.arange(length)[None] if number == 1 else chosen[cut][number // 2]
         for head in range(2):
             picked = mine[head % len(mine)].tolist()
             slots = cache[tables[number].long(), head].flatten(0, 1)
