@@ -4,8 +4,8 @@ On its own it answers hardly any reasoning-gym question right at T = 1 (0 of 12 
 nothing to begin from. A few hundred steps on a data set's own answers, of problems that neither training nor the
 held-out set has, give it a start. In half of these (`--tagged 0.5`) the answer stands without the answer tags that the
 task asks for, and is worth nothing: the start knows more than it earns, and the form is what RL can teach it. From one
-that always uses the tags (`--tagged 1`) 24 training steps changed nothing: docs/results/kv_learning_smollm2.log. The
-last line printed is what a run needs to go on from there; so
+that always uses the tags (`--tagged 1`) 24 training steps changed nothing, from this one 20 steps go from 19 to 46 %:
+docs/results/kv_learning_smollm2.log. The last line printed is what a run needs to go on from there; so
 
     python -m bench.kv_learning road --label smollm2 cluster.device=gpu learner.lr=1e-5 <the last line>
 
