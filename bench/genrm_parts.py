@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import re
@@ -81,6 +82,30 @@ class Lengthy(FlawFinder):
         if reply.tokens != self.sampling.max_tokens:
             raise JudgeUnavailable("short", f"{reply.tokens} tokens in place of {self.sampling.max_tokens}")
         return Verdict(1.0, detail={"tokens": reply.tokens})
+
+
+class Reader(FlawFinder):
+    """Asks what `fapo` asks and finds every solution sound, whatever the reply says: it costs what a judge costs, and
+    what is trained on stays as it is without one. Each question is a new one to the cache: the right solutions of a
+    small task are alike word for word, and one verdict would do for a group, which real solutions never let it."""
+
+    name = "reader"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._numbers = itertools.count()
+
+    @property
+    def version(self) -> str:
+        return f"{self.name}/{next(self._numbers)}"
+
+    @version.setter
+    def version(self, _: str) -> None:
+        """Its like sets one for all questions."""
+
+    async def _judge(self, question: Question, ask: Ask) -> Verdict:
+        reply = await ask(self.sampling.prompt(self.messages(question)))
+        return Verdict(1.0, flawed=False, detail={"tokens": reply.tokens, "replies": 1})
 
 
 # -- replicas ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
     throughput  SmolLM2 as judge, replies of 256 tokens: the service against plain vLLM on the same prompts, a process
                 each. `--device cpu --model tiny` shows that it works.
     step        What a judge adds to a training step: SmolLM2 as policy and as judge on one GPU, for several splits of
-                its memory, against the same run without the judge.
+                its memory, against the same run without the judge (bench/genrm_step.py says of what).
 
 On a GPU: `python -m bench.genrm_service throughput --device gpu && python -m bench.genrm_service step --device gpu`.
 Every arm's figures are kept side by side in genrm_service.json, its lines in genrm_service.log.
@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,10 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     throughput.add_argument("--side", choices=("vllm", "service"), help=argparse.SUPPRESS)
     step = arms.add_parser("step")
     step.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
-    step.add_argument("--steps", type=int, default=6, help="the first is left out of the figures")
-    step.add_argument("--shares", nargs="+", default=["0.40:0.10", "0.30:0.20", "0.25:0.25"],
+    step.add_argument("--steps", type=int, default=4, help="the first is left out of the figures")
+    step.add_argument("--shares", nargs="+", default=["0.30:0.10", "0.30:0.20"],
                       help="of the GPU's memory: the policy's engine's and the judge's")  # fmt: skip
+    step.add_argument("--start", type=Path, default=Path("runs/smollm2_long"), help="GPU: the policy; made if need be")
     step.add_argument("keys", nargs="*", help="of rltk.train, for every run")
     return parser.parse_args(words)
 
@@ -106,6 +108,9 @@ def main(words: list[str]) -> int:
     def say(line: str) -> None:
         lines.append(line)
         print(line, flush=True)
+
+    def keep(figures: dict[str, Any], wrong: Sequence[str] = ()) -> dict[str, Any]:
+        return record(arguments, words, {**figures, "violations": list(wrong)}, lines)
 
     wrong: list[str] = []
     if arguments.arm == "faults":
@@ -124,13 +129,21 @@ def main(words: list[str]) -> int:
     else:
         from bench import genrm_step
 
-        figures = genrm_step.run(arguments, say)
+        figures = genrm_step.run(arguments, say, keep)
     for line in [*table(figures), *(f"VIOLATED  {one}" for one in wrong)]:
         say(line)
+    line = keep(figures, wrong)
+    quoted = {key: value for key, value in line["figures"].items() if key != "arms"}
+    print(json.dumps({**line, "figures": {**quoted, "violations": wrong}}))
+    return 1 if wrong else 0
+
+
+def record(arguments: argparse.Namespace, words: list[str], figures: dict[str, Any], lines: list[str]) -> Any:
+    """Write this arm's figures and lines beside the others'."""
     command = f"python -m bench.genrm_service {' '.join(words)}"
     section = {
         "hardware": hardware(getattr(arguments, "device", "cpu")), "versions": versions(), "command": command,
-        "figures": {**figures, "violations": wrong},
+        "figures": figures,
     }  # fmt: skip
     path = arguments.out / "genrm_service.json"
     arms = json.loads(path.read_text())["figures"]["arms"] if path.exists() else {}
@@ -139,9 +152,7 @@ def main(words: list[str]) -> int:
     log = path.with_suffix(".log")
     head = [f"{section['hardware']}: {command}", *lines]
     write_text(log, merged_log(log.read_text() if log.exists() else "", arguments.arm, head))
-    quoted = {key: value for key, value in line["figures"].items() if key != "arms"}
-    print(json.dumps({**line, "figures": {**quoted, "violations": wrong}}))
-    return 1 if wrong else 0
+    return line
 
 
 if __name__ == "__main__":

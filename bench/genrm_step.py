@@ -1,7 +1,11 @@
 """The step arm of bench.genrm_service: what a judge adds to a training step on one GPU that it shares.
 
-The same run with and without the judge, which is asked about every answer that the rule found right. Both models are
-SmolLM2 (the tiny ones on a CPU), the policy in float32, the judge in bfloat16 with replies of at most 512 tokens.
+FAPO with and without its judge, which is asked about every answer that the rule found right. On a GPU both models are
+SmolLM2: the policy (float32) after a warm start on solutions of 24 to 30 steps, some 400 tokens, which this makes where
+`--start` is not there yet; the judge (bfloat16) as it comes, with replies of at most 256 tokens. It is
+bench.genrm_parts:Reader, whose questions are all asked, none joined, and who finds every solution sound: the same
+samples are trained on with and without it. On a CPU both are the tiny ones, which shows that it works.
+
 Splits of the GPU's memory are the policy's engine's share and the judge's; the learner has the rest, in the run without
 the judge too.
 """
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,58 +23,88 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.genrm_parts import SMOLLM2
+from bench.genrm_parts import ROOT, SMOLLM2, model_folder
 
-COMMON = ["algorithm=ctpo", "tracker=none", "evaluation.every=0", "evaluation.problems=8", "checkpoint.every=0",
-          "task.levels=[1]"]  # fmt: skip
-ON_GPU = ["model=smollm2", "rollout.enforce_eager=false", "task.max_response_tokens=256",
-          "batch.prompts=64"]  # fmt: skip
+LIMIT_S = 1800  # of a run, and of the warm start
+COMMON = ["algorithm=fapo", "tracker=none", "evaluation.every=0", "evaluation.problems=8", "evaluation.samples=1",
+          "checkpoint.every=0"]  # fmt: skip
+LEVELS = "[24, 27, 30]"
+ON_GPU = ["task=arithmetic_long", f"task.levels={LEVELS}", "task.max_prompt_tokens=96", "task.max_response_tokens=512",
+          "rollout.enforce_eager=false", "batch.prompts=128"]  # fmt: skip
+ON_CPU = ["model=tiny", "task.levels=[1]", "batch.prompts=8", "rollout.kv_cache_gib=0.25"]
+JUDGE = ["reward.genrm.evaluate=false", "reward.genrm.judge=bench.genrm_parts:Reader"]
 JUDGE_ON_GPU = [f"reward.genrm={SMOLLM2}", "reward.genrm.dtype=bfloat16", "reward.genrm.enforce_eager=false",
-                "reward.genrm.context=2048", "reward.genrm.judge_options.max_tokens=512",
-                "reward.genrm.evaluate=false"]  # fmt: skip
-ON_CPU = ["model=tiny", "batch.prompts=8", "rollout.kv_cache_gib=0.25"]
-JUDGE_ON_CPU = ["reward.genrm=tiny", "reward.genrm.evaluate=false"]
+                "reward.genrm.context=2048", "reward.genrm.max_sequences=256",
+                "reward.genrm.judge_options.max_tokens=256"]  # fmt: skip
+JUDGE_ON_CPU = ["reward.genrm=tiny"]
 JUDGED = ("genrm/asked", "genrm/unknown", "genrm/replies", "genrm/seconds", "genrm/seconds_p95")
+STYLES = "{sound: 1.0, guess: 0.0, jump: 0.0, slip: 0.0, patch: 0.0, right: 0.0}"
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def run(
+    arguments: argparse.Namespace, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """keep: is given the figures so far after every split."""
     gpu = arguments.device == "gpu"
-    common = [*COMMON, *(ON_GPU if gpu else ON_CPU), f"steps={arguments.steps}", f"cluster.device={arguments.device}",
-              *arguments.keys]  # fmt: skip
-    splits = arguments.shares if gpu else ["cpu"]
+    common = [*COMMON, *([f"model={_start(arguments.start)}", *ON_GPU] if gpu else ON_CPU), f"steps={arguments.steps}",
+              f"cluster.device={arguments.device}", *arguments.keys]  # fmt: skip
     figures: dict[str, Any] = {"device": arguments.device, "steps": arguments.steps, "splits": {}}
-    for split in splits:
+    alone: dict[str, dict[str, Any]] = {}  # by the policy's engine's share
+    for split in arguments.shares if gpu else ["cpu"]:
         mine, _, its = split.partition(":")
         own = [f"rollout.gpu_memory_share={mine}"] if gpu else []
-        judge = [*JUDGE_ON_GPU, f"reward.genrm.gpu_memory_share={its}"] if gpu else JUDGE_ON_CPU
-        alone = _train([*common, *own])
-        say(f"{split:12} step {alone['step_s']:.2f} s alone")
+        judge = [*JUDGE, *([*JUDGE_ON_GPU, f"reward.genrm.gpu_memory_share={its}"] if gpu else JUDGE_ON_CPU)]
+        if mine not in alone:
+            alone[mine] = _train([*common, *own])
+            say(f"{mine:12} step {alone[mine]['step_s']:.2f} s alone: {_stages(alone[mine])}")
         judged = _train([*common, *own, *judge])
-        added = judged["step_s"] / alone["step_s"] - 1
-        figures["splits"][split] = {"alone": alone, "judged": judged, "added_share": added}
-        say(f"{split:12} step {judged['step_s']:.2f} s with the judge: {added:+.1%}; "
+        if not judged["counts"].get("asked"):
+            raise RuntimeError("the judge was asked nothing: the policy got nothing right, see its accuracy above")
+        added = judged["step_s"] / alone[mine]["step_s"] - 1
+        figures["splits"][split] = {"alone": alone[mine], "judged": judged, "added_share": added}
+        say(f"{split:12} step {judged['step_s']:.2f} s with the judge: {added:+.1%}; {_stages(judged)}; "
             f"{judged['counts']}; {judged['judge']}")  # fmt: skip
-    figures["added_step_share"] = min(split["added_share"] for split in figures["splits"].values())
+        figures["added_step_share"] = min(split["added_share"] for split in figures["splits"].values())
+        keep(figures)
     return figures
+
+
+def _start(folder: Path) -> Path:
+    """The policy's warm start."""
+    if not (folder / "config.json").exists():
+        tasks = ", ".join(f"{level}: {STYLES}" for level in LEVELS.strip("[]").split(", "))
+        keys = [f"init={model_folder('smollm2')}", f"out={folder}", "steps=200", "lr=1e-4", "warmup=20",
+                "weight_decay=0.0", "tokens_per_row=1024", "held_out={problems: 64, samples: 1}",
+                f"tasks={{arithmetic_long: {{examples: 8192, batch: 64, levels: {{{tasks}}}}}}}"]  # fmt: skip
+        subprocess.run([sys.executable, "-m", "rltk.sft", *keys], check=True, timeout=LIMIT_S)
+    return folder.resolve()
 
 
 def _train(keys: list[str]) -> dict[str, Any]:
     """Seconds of a step (the median of all but the first), its parts likewise, and what the judge counted."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # the judge is found by it
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "rltk.train", *keys, f"output={folder}", "name=run"]
-        subprocess.run(command, check=True, timeout=3600, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, timeout=LIMIT_S, env={**os.environ, "PYTHONPATH": path})
         rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     stages = [name for name in rows[-1] if name.startswith("time/")]
-    judge = [name for name in JUDGED if name in rows[-1]]
+    shown = [name for name in (*JUDGED, "accuracy", "length/mean") if name in rows[-1]]
 
     def median(name: str) -> float:
         return statistics.median(row.get(name, 0.0) for row in rows[1:])
 
     counts = {name[12:]: value for name, value in rows[-1].items() if name.startswith("genrm/total/")}
+    steps = [row["time/step"] - row["time/evaluate"] for row in rows]  # the last one is followed by an evaluation
     return {
-        "step_s": median("time/step"),
+        "step_s": statistics.median(steps[1:]),
+        "steps_s": steps,
         "stages": {name[5:]: median(name) for name in stages},
-        "judge": {name: median(name) for name in judge},
+        "judge": {name: median(name) for name in shown},
         "counts": counts,  # of the whole run; its evaluations ask nothing
         "tokens_per_reply": counts["tokens"] / counts["replies"] if counts.get("replies") else None,
     }
+
+
+def _stages(found: dict[str, Any]) -> str:
+    parts = {name: seconds for name, seconds in found["stages"].items() if name not in ("step", "evaluate")}
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())

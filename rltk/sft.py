@@ -107,8 +107,20 @@ def load_config(path: Path, overrides: list[str]) -> dict:
         _child(place, last, key)
         if not equals:
             raise ConfigError(f"{override!r} is not of the form key=value")
-        place[_key(place, last)] = yaml.safe_load(value)
+        known = _key(place, last)
+        place[known] = _value(key, value, place[known])
     return config
+
+
+def _value(key: str, text: str, before: object) -> object:
+    """`text` as YAML; where a number stood, a number: YAML reads 1e-4, which has no point, as a word."""
+    value = yaml.safe_load(text)
+    if not isinstance(value, str) or isinstance(before, bool) or not isinstance(before, int | float):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{key} = {value!r} must be a number, as {before}") from None
 
 
 def _key(place: dict, name: str):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from bench import genrm_service
 from bench.genrm_accounts import Outcome, percentile, service_faults, tally, violations, wrong_values
 from bench.genrm_faults_plan import APART_S, HANGING, SOUND, make_plan
-from bench.genrm_parts import Lengthy, Solver
+from bench.genrm_parts import Lengthy, Reader, Solver
+from rltk.rewards.genrm.cache import cache_key
 from rltk.rewards.genrm.types import Question, Reply
 
 
@@ -138,6 +139,13 @@ def test_garbage_is_no_verdict_and_a_reply_of_another_length_no_throughput():
     assert judged(Solver(), "\\boxed{02}", "\\boxed{}").cause == "parse_fail"
     assert judged(Lengthy(max_tokens=4), "1234").value == 1.0
     assert judged(Lengthy(max_tokens=4), "123").cause == "short"
+
+
+def test_the_reader_finds_all_sound_and_asks_every_question():
+    reader, asked = Reader(max_tokens=4), Question("q", "What is 1 + 1?", "\\boxed{3}", "2")
+    verdict = judged(reader, "no verdict")
+    assert (verdict.value, verdict.flawed, verdict.detail["tokens"]) == (1.0, False, 10)
+    assert len({cache_key("m", reader, asked) for _ in range(3)}) == 3
 
 
 def test_each_arms_figures_and_lines_stay_when_another_is_measured():

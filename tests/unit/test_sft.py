@@ -135,6 +135,12 @@ def test_overrides_set_known_keys_only():
         load_config(CONF / "sft.yaml", ["step=7"])
 
 
+def test_a_number_without_a_point_is_a_number_and_a_word_in_its_place_is_refused():
+    assert load_config(CONF / "sft.yaml", ["lr=1e-4"])["lr"] == 1e-4
+    with pytest.raises(ConfigError, match="lr = 'fast' must be a number"):
+        load_config(CONF / "sft.yaml", ["lr=fast"])
+
+
 def test_shares_must_be_known_and_sum_to_one():
     check_shares(1, dict.fromkeys(STYLES, 0.2), ARITHMETIC)
     with pytest.raises(ConfigError, match="sum to"):
