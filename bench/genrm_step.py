@@ -73,7 +73,7 @@ def _start(folder: Path) -> Path:
     """The policy's warm start."""
     if not (folder / "config.json").exists():
         tasks = ", ".join(f"{level}: {STYLES}" for level in LEVELS.strip("[]").split(", "))
-        keys = [f"init={model_folder('smollm2')}", f"out={folder}", "steps=200", "lr=1e-4", "warmup=20",
+        keys = [f"init={model_folder('smollm2')}", f"out={folder}", "steps=300", "lr=1e-4", "warmup=20",
                 "weight_decay=0.0", "tokens_per_row=1024", "held_out={problems: 64, samples: 1}",
                 f"tasks={{arithmetic_long: {{examples: 8192, batch: 64, levels: {{{tasks}}}}}}}"]  # fmt: skip
         subprocess.run([sys.executable, "-m", "rltk.sft", *keys], check=True, timeout=LIMIT_S)
