@@ -84,27 +84,26 @@ class Lengthy(FlawFinder):
         return Verdict(1.0, detail={"tokens": reply.tokens})
 
 
-class Reader(FlawFinder):
+class Reader:
     """Asks what `fapo` asks and finds every solution sound, whatever the reply says: it costs what a judge costs, and
     what is trained on stays as it is without one. Each question is a new one to the cache: the right solutions of a
     small task are alike word for word, and one verdict would do for a group, which real solutions never let it."""
 
-    name = "reader"
+    name, when = "reader", FlawFinder.when
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._numbers = itertools.count()
+        self._asks, self._numbers = FlawFinder(**options), itertools.count()
 
     @property
     def version(self) -> str:
-        return f"{self.name}/{next(self._numbers)}"
+        """Of a question: no two have the same."""
+        return f"{self._asks.version}/{next(self._numbers)}"
 
-    @version.setter
-    def version(self, _: str) -> None:
-        """Its like sets one for all questions."""
+    async def judge(self, question: Question, ask: Ask) -> Verdict:
+        return await as_verdict(self._judge(question, ask))
 
     async def _judge(self, question: Question, ask: Ask) -> Verdict:
-        reply = await ask(self.sampling.prompt(self.messages(question)))
+        reply = await ask(self._asks.sampling.prompt(self._asks.messages(question)))
         return Verdict(1.0, flawed=False, detail={"tokens": reply.tokens, "replies": 1})
 
 

@@ -28,7 +28,7 @@ from bench.genrm_parts import ROOT, SMOLLM2, model_folder
 LIMIT_S = 1800  # of a run, and of the warm start
 COMMON = ["algorithm=fapo", "tracker=none", "evaluation.every=0", "evaluation.problems=8", "evaluation.samples=1",
           "checkpoint.every=0"]  # fmt: skip
-LEVELS = "[24, 27, 30]"
+LEVELS = [24, 27, 30]
 ON_GPU = ["task=arithmetic_long", f"task.levels={LEVELS}", "task.max_prompt_tokens=96", "task.max_response_tokens=512",
           "rollout.enforce_eager=false", "batch.prompts=128"]  # fmt: skip
 ON_CPU = ["model=tiny", "task.levels=[1]", "batch.prompts=8", "rollout.kv_cache_gib=0.25"]
@@ -38,7 +38,6 @@ JUDGE_ON_GPU = [f"reward.genrm={SMOLLM2}", "reward.genrm.dtype=bfloat16", "rewar
                 "reward.genrm.judge_options.max_tokens=256"]  # fmt: skip
 JUDGE_ON_CPU = ["reward.genrm=tiny"]
 JUDGED = ("genrm/asked", "genrm/unknown", "genrm/replies", "genrm/seconds", "genrm/seconds_p95")
-STYLES = "{sound: 1.0, guess: 0.0, jump: 0.0, slip: 0.0, patch: 0.0, right: 0.0}"
 
 
 def run(
@@ -72,10 +71,11 @@ def run(
 def _start(folder: Path) -> Path:
     """The policy's warm start."""
     if not (folder / "config.json").exists():
-        tasks = ", ".join(f"{level}: {STYLES}" for level in LEVELS.strip("[]").split(", "))
+        examples = {"examples": 8192, "batch": 64, "levels": {level: {"sound": 1.0} for level in LEVELS}}
+        tasks = {"arithmetic_long": examples}  # written as Python writes it, which is YAML, too
         keys = [f"init={model_folder('smollm2')}", f"out={folder}", "steps=300", "lr=1e-4", "warmup=20",
                 "weight_decay=0.0", "tokens_per_row=1024", "held_out={problems: 64, samples: 1}",
-                f"tasks={{arithmetic_long: {{examples: 8192, batch: 64, levels: {{{tasks}}}}}}}"]  # fmt: skip
+                f"tasks={tasks}"]  # fmt: skip
         subprocess.run([sys.executable, "-m", "rltk.sft", *keys], check=True, timeout=LIMIT_S)
     return folder.resolve()
 
