@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,15 @@ def hardware(device: str) -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
 
 
+def splits(text: str) -> list[str]:
+    """`0.30:0.10,0.30:0.20`; one word, so that no key after it is taken for a split."""
+    found = text.split(",")
+    for split in found:
+        if not re.fullmatch(r"0?\.\d+:0?\.\d+", split) or sum(map(float, split.split(":"))) >= 1:
+            raise argparse.ArgumentTypeError(f"{split!r} is not two shares under 1 together, as in 0.30:0.10")
+    return found
+
+
 def arguments_of(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.genrm_service", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -95,8 +105,8 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     step = arms.add_parser("step")
     step.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
     step.add_argument("--steps", type=int, default=4, help="the first is left out of the figures")
-    step.add_argument("--shares", nargs="+", default=["0.30:0.10", "0.30:0.20"],
-                      help="of the GPU's memory: the policy's engine's and the judge's")  # fmt: skip
+    step.add_argument("--shares", type=splits, default=["0.30:0.10", "0.30:0.20"],
+                      help="of the GPU's memory, policy's and judge's engines: 0.30:0.10,0.30:0.20")  # fmt: skip
     step.add_argument("--start", type=Path, default=Path("runs/smollm2_long"), help="GPU: the policy; made if need be")
     step.add_argument("keys", nargs="*", help="of rltk.train, for every run")
     return parser.parse_args(words)

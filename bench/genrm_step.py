@@ -29,6 +29,7 @@ LIMIT_S = 1800  # of a run, and of the warm start
 COMMON = ["algorithm=fapo", "tracker=none", "evaluation.every=0", "evaluation.problems=8", "evaluation.samples=1",
           "checkpoint.every=0"]  # fmt: skip
 LEVELS = [24, 27, 30]
+LEAST_RIGHT = 0.25  # of a step's answers; a run with fewer says nothing of a judge that is asked about those
 ON_GPU = ["task=arithmetic_long", f"task.levels={LEVELS}", "task.max_prompt_tokens=96", "task.max_response_tokens=512",
           "rollout.enforce_eager=false", "batch.prompts=128"]  # fmt: skip
 ON_CPU = ["model=tiny", "task.levels=[1]", "batch.prompts=8", "rollout.kv_cache_gib=0.25"]
@@ -55,6 +56,11 @@ def run(
         judge = [*JUDGE, *([*JUDGE_ON_GPU, f"reward.genrm.gpu_memory_share={its}"] if gpu else JUDGE_ON_CPU)]
         if mine not in alone:
             alone[mine] = _train([*common, *own])
+            if alone[mine]["right"] < LEAST_RIGHT:
+                raise RuntimeError(
+                    f"in one step the policy got {alone[mine]['right']:.1%} right: a judge of these has too little to "
+                    "read; give another --start, or a lower learner.lr if the first step's accuracy was higher"
+                )
             say(f"{mine:12} step {alone[mine]['step_s']:.2f} s alone: {_stages(alone[mine])}")
         judged = _train([*common, *own, *judge])
         if not judged["counts"].get("asked"):
@@ -73,8 +79,8 @@ def _start(folder: Path) -> Path:
     if not (folder / "config.json").exists():
         examples = {"examples": 8192, "batch": 64, "levels": {level: {"sound": 1.0} for level in LEVELS}}
         tasks = {"arithmetic_long": examples}  # written as Python writes it, which is YAML, too
-        keys = [f"init={model_folder('smollm2')}", f"out={folder}", "steps=300", "lr=1e-4", "warmup=20",
-                "weight_decay=0.0", "tokens_per_row=1024", "held_out={problems: 64, samples: 1}",
+        keys = [f"init={model_folder('smollm2')}", f"out={folder}", "steps=150", "lr=1e-4", "warmup=20",
+                "weight_decay=0.0", "tokens_per_row=1024", "held_out={problems: 16, samples: 1}",
                 f"tasks={tasks}"]  # fmt: skip
         subprocess.run([sys.executable, "-m", "rltk.sft", *keys], check=True, timeout=LIMIT_S)
     return folder.resolve()
@@ -98,6 +104,7 @@ def _train(keys: list[str]) -> dict[str, Any]:
     return {
         "step_s": statistics.median(steps[1:]),
         "steps_s": steps,
+        "right": min(row["accuracy"] for row in rows[1:]),
         "stages": {name[5:]: median(name) for name in stages},
         "judge": {name: median(name) for name in shown},
         "counts": counts,  # of the whole run; its evaluations ask nothing

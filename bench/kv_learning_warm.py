@@ -57,8 +57,7 @@ def examples(tokenizer: Any, task: ReasoningGym, count: int, tagged: float = 1.0
         lengths.append(len(prompt) + len(answer))
     sizes = torch.tensor(lengths)
     starts = sizes.cumsum(0) - sizes
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Examples(torch.tensor(ids, dtype=torch.int32), torch.tensor(learnt), starts, sizes, pad)
+    return Examples(torch.tensor(ids, dtype=torch.int32), torch.tensor(learnt), starts, sizes, tokenizer.pad_token_id)
 
 
 def keys_of(arguments: argparse.Namespace) -> str:

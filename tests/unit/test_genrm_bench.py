@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import genrm_service
+from bench import genrm_service, genrm_step
 from bench.genrm_accounts import Outcome, percentile, service_faults, tally, violations, wrong_values
 from bench.genrm_faults_plan import APART_S, HANGING, SOUND, make_plan
 from bench.genrm_parts import Lengthy, Reader, Solver
@@ -146,6 +146,27 @@ def test_the_reader_finds_all_sound_and_asks_every_question():
     verdict = judged(reader, "no verdict")
     assert (verdict.value, verdict.flawed, verdict.detail["tokens"]) == (1.0, False, 10)
     assert len({cache_key("m", reader, asked) for _ in range(3)}) == 3
+
+
+def test_splits_are_one_word_so_that_no_key_is_taken_for_one():
+    arguments = genrm_service.arguments_of(["step", "--shares", "0.30:0.10,.3:.25", "learner.lr=1e-6", "steps=2"])
+    assert arguments.shares == ["0.30:0.10", ".3:.25"] and arguments.keys == ["learner.lr=1e-6", "steps=2"]
+    assert genrm_service.arguments_of(["step"]).shares == ["0.30:0.10", "0.30:0.20"]
+
+
+@pytest.mark.parametrize("split", ["learner.lr=1e-6", "0.3", "0.9:0.2", "0.3:0.1,", "1.2:0.1"])
+def test_what_is_no_split_is_refused_by_name(split, capsys):
+    with pytest.raises(SystemExit):
+        genrm_service.arguments_of(["step", "--shares", split])
+    assert "is not two shares under 1 together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("right, asked, words", [(0.02, 9, "the policy got 2.0% right"), (0.9, 0, "asked nothing")])
+def test_a_step_in_which_the_judge_has_nothing_to_read_is_no_measurement(right, asked, words, monkeypatch):
+    trained = {"step_s": 1.0, "right": right, "stages": {}, "judge": {}, "counts": {"asked": asked}}
+    monkeypatch.setattr(genrm_step, "_train", lambda keys: trained)
+    with pytest.raises(RuntimeError, match=words):
+        genrm_step.run(genrm_service.arguments_of(["step", "--device", "cpu"]), print, print)
 
 
 def test_each_arms_figures_and_lines_stay_when_another_is_measured():

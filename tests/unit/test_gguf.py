@@ -100,6 +100,24 @@ def test_the_folder_holds_the_same_model_and_is_made_once(small, monkeypatch):
     assert "weights_of_it" not in sys.modules
 
 
+def test_the_end_is_what_the_file_says_and_not_what_the_reader_takes_for_it(small, monkeypatch):
+    from transformers import AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained
+
+    def misread(path, gguf_file=None):  # as transformers 5.17 does with SmolLM2
+        tokenizer = read(path, gguf_file=gguf_file) if gguf_file else read(path)
+        if gguf_file:
+            tokenizer.eos_token = "<s>"
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", misread)
+    folder = str(packaged.folder_of("gguf://weights_of_it/it.gguf"))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "<e>")
+    assert stop_ids(tokenizer, folder) == [1]
+
+
 def test_a_conversion_that_breaks_off_leaves_nothing(small, monkeypatch):
     def broken(file, folder):
         (folder / "config.json").write_text("{}")

@@ -1,3 +1,4 @@
+import copy
 import random
 
 import pytest
@@ -157,6 +158,14 @@ def test_a_start_from_a_folder_takes_its_weights_and_its_tokenizer(tokenizer, tm
     model = start_model(config, taken)
     assert taken.get_vocab() == tokenizer.get_vocab() and model.dtype == torch.float32
     assert torch.equal(model.model.embed_tokens.weight, first.model.embed_tokens.weight.float())
+
+
+def test_a_start_without_a_padding_token_fills_rows_with_its_end(tokenizer, tmp_path):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    save(build_model(tokenizer, **TINY), bare, tmp_path)
+    taken = start_tokenizer({"init": str(tmp_path), "model": None}, [])
+    assert taken.pad_token_id == taken.eos_token_id == tokenizer.eos_token_id
 
 
 class Scripted:
