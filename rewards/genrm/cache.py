@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,7 +28,13 @@ def cache_key(model: str, judge: Judge, question: Question) -> bytes:
 @dataclass
 class Flight:
     task: asyncio.Task[Verdict]
+    deadline: float  # of who asked
     waiters: int = 0
+
+    @property
+    def late(self) -> bool:
+        """Who asked had no time left: another may have more."""
+        return time.monotonic() >= self.deadline
 
 
 class VerdictCache:
@@ -40,22 +48,31 @@ class VerdictCache:
     def __len__(self) -> int:
         return len(self._known)
 
-    async def get(self, key: bytes, ask: Callable[[], Awaitable[Verdict]]) -> tuple[Verdict, str]:
+    async def get(
+        self, key: bytes, ask: Callable[[], Awaitable[Verdict]], deadline: float = math.inf
+    ) -> tuple[Verdict, str]:
         """The verdict, and how it was had: asked | joined (somebody else's question) | cached.
 
         Only verdicts with a value are kept. A question goes on while one who waits for it is left; with the last it is
-        cancelled.
+        cancelled. One that was joined and found no verdict in the time of who asked it is asked anew, by whoever still
+        has time (`deadline`, of time.monotonic).
         """
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key], "cached"
-        flight, how = self._flights.get(key), "joined"
-        if flight is None:
-            flight, how = Flight(asyncio.ensure_future(self._fly(key, ask))), "asked"
-            self._flights[key] = flight
+        while True:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key], "cached"
+            flight, how = self._flights.get(key), "joined"
+            if flight is None or flight.task.done():  # done: those who waited for it have yet to wake
+                flight, how = Flight(asyncio.ensure_future(self._fly(key, ask)), deadline), "asked"
+                self._flights[key] = flight
+            verdict = await self._wait(key, flight)
+            if how == "asked" or verdict.value is not None or not flight.late or time.monotonic() >= deadline:
+                return verdict, how
+
+    async def _wait(self, key: bytes, flight: Flight) -> Verdict:
         flight.waiters += 1
         try:
-            return await asyncio.shield(flight.task), how
+            return await asyncio.shield(flight.task)
         finally:
             flight.waiters -= 1
             if not flight.waiters:

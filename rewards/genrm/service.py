@@ -130,16 +130,13 @@ class GenRMService:
 
         async def work() -> Verdict:
             key = cache_key(self._model, judge, question)
-            while True:
-                async with asyncio.timeout(deadline - time.monotonic() + GRACE_S):
-                    verdict, how = await self._cache.get(key, lambda: self._ask(judge, question, deadline))
-                if how == "joined" and verdict.cause == "timeout" and time.monotonic() < deadline:
-                    continue  # the other one had less time
-                if how != "asked":
-                    self._counts[how] += 1
-                elif verdict.value is not None:
-                    self._seconds.append(verdict.seconds)
-                return verdict
+            async with asyncio.timeout(deadline - time.monotonic() + GRACE_S):
+                verdict, how = await self._cache.get(key, lambda: self._ask(judge, question, deadline), deadline)
+            if how != "asked":
+                self._counts[how] += 1
+            elif verdict.value is not None:
+                self._seconds.append(verdict.seconds)
+            return verdict
 
         return await _caught(work, _no_verdict, question.uid)
 

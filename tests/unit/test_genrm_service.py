@@ -236,6 +236,37 @@ def test_who_joined_a_question_with_less_time_asks_again():
     assert asyncio.run(scene()) == ("timeout", 1.0)
 
 
+@pytest.mark.parametrize("patient", [2, 5])
+def test_several_who_joined_ask_once_more_together_while_others_are_served(patient):
+    async def scene():
+        a = Fake("a", script=["hang"])
+        judges = service(a)
+        hasty = asyncio.ensure_future(judges.judge([question(1)], deadline_s=0.05))
+        await until(lambda: a.running == 1)
+        waiting = [asyncio.ensure_future(judges.judge([question(1)])) for _ in range(patient)]
+        await hasty
+        others = await judges.judge([question(2)], deadline_s=1.0)
+        verdicts = [one for (one,) in await asyncio.gather(*waiting)]
+        await settled(judges)
+        return hasty.result()[0].cause, [v.value for v in verdicts], others[0].value, len(a.uids)
+
+    assert asyncio.run(scene()) == ("timeout", [1.0] * patient, 1.0, 3)
+
+
+def test_who_joined_one_that_found_no_replica_in_its_time_waits_for_one():
+    async def scene():
+        a = Fake("a", script=["gone"])
+        judges = service(a, breaker_failures=1, breaker_pause_s=0.4, retries=0)
+        assert (await judges.judge([question(0)]))[0].cause == "unavailable"  # its breaker opens
+        hasty = asyncio.ensure_future(judges.judge([question(1)], deadline_s=0.1))
+        await asyncio.sleep(0)
+        (patient,) = await judges.judge([question(1)], deadline_s=5.0)
+        await settled(judges)
+        return hasty.result()[0].cause, patient.value
+
+    assert asyncio.run(scene()) == ("unavailable", 1.0)
+
+
 def test_a_caller_that_goes_away_stops_what_nobody_else_waits_for():
     async def scene():
         a = Fake("a", default="hang")
