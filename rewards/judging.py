@@ -39,8 +39,9 @@ class Judging:
     ) -> list[RewardRecord]:
         """The records with the verdicts in them, in order, within reward.genrm.deadline_s or a little more.
 
-        In an evaluation the rule's label of a flaw stands where it has one, and no failure of the judge takes a sample
-        out: the judge is measured there, not followed.
+        In an evaluation the rule's label of a flaw stands where it has one: there the judge is measured, not followed.
+        What an answer is worth is the judge's to say there too, if it is in training (`wrong`, `all`); none of its
+        failures takes a sample out.
         """
         if evaluation and not self._options.evaluate:
             return list(records)
@@ -61,10 +62,12 @@ class Judging:
         record = replace(record, detail={**record.detail, "rule_flawed": record.flawed, "genrm": _plain(verdict)})
         if verdict.value is None:
             return record if evaluation else self._failed(record, verdict)
-        if verdict.flawed is not None:
-            return record if evaluation and record.flawed is not None else replace(record, flawed=verdict.flawed)
+        if verdict.flawed is not None and not (evaluation and record.flawed is not None):
+            record = replace(record, flawed=verdict.flawed)
         if self._when == "all":
             return replace(record, value=verdict.value, correct=verdict.value > 0.5, reason="judged")
+        if verdict.flawed is not None:
+            return record
         # The rule said no; the judge may overrule it, and is asked nothing else.
         return replace(record, value=1.0, correct=True, reason="judged right") if verdict.value > 0.5 else record
 

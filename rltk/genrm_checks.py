@@ -62,7 +62,7 @@ def _judge(config: Config) -> Iterator[str]:
     options = config.reward.genrm
     try:
         when = asked_when(options)
-        load_canaries(options.canary_file)
+        load_canaries(options.canary_file, when)
     except ConfigError as error:
         yield str(error)
         return

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import ray
 
 from rltk import watch
 from rltk.errors import ConfigError, MismatchError
@@ -81,6 +82,7 @@ class RolloutWorker:
         self.client = ToolClient(executors, self.tools) if self.tools.enabled else None
         self._loop: TurnLoop | None = None
         self._done = self._total = self._scored = 0
+        self._scoring: list[asyncio.Task] = []  # of the rollout under way
         self._evaluation = False  # what is rolled out now, for whoever scores it
         self._prompts: dict[str, list[int]] = {}
 
@@ -113,15 +115,22 @@ class RolloutWorker:
         start = time.perf_counter()
         self._done, self._total, self._prompts = 0, len(jobs), {}
         self._evaluation = sampling.evaluation
+        self._scoring = []
         partial: dict[str, State] = {}
         failed: dict[str, str] = {}
-        if self._by_turns(sampling):
-            scored, failed, partial = await self._turns(jobs, sampling)
-        else:
-            scored = await self._single(jobs, sampling)
-        generated = time.perf_counter()
+        try:
+            if self._by_turns(sampling):
+                failed, partial = await self._turns(jobs, sampling)
+            else:
+                await self._single(jobs, sampling)
+            generated = time.perf_counter()
+            scored = await asyncio.gather(*self._scoring)
+        except BaseException:  # nobody wants these samples any more: a judge is not to read them
+            for task in self._scoring:
+                task.cancel()
+            raise
         trajectories: dict[str, Trajectory] = {}
-        for batch, batch_failed in await asyncio.gather(*scored):
+        for batch, batch_failed in scored:
             trajectories.update({t.uid: t for t in batch})
             failed.update(batch_failed)
         ordered = [trajectories[job.uid] for job in jobs if job.uid in trajectories]
@@ -129,8 +138,8 @@ class RolloutWorker:
 
     # -- one turn: no tools, and nothing steps in ----------------------------------------------------------------------
 
-    async def _single(self, jobs: Sequence[Job], sampling: Sampling) -> list[asyncio.Task]:
-        """One request a job. Returns the scoring tasks, once every sample is there."""
+    async def _single(self, jobs: Sequence[Job], sampling: Sampling) -> None:
+        """One request a job. Returns once every sample is there; scoring may go on."""
         requests = [self._request(job, sampling) for job in jobs]
         by_uid = {job.uid: job for job in jobs}
         # Contiguous shares: a group stays on one engine, where its prompt is cached.
@@ -140,7 +149,7 @@ class RolloutWorker:
         ]
         running = [asyncio.create_task(stream) for stream in streams]
         try:
-            return [task for tasks in await asyncio.gather(*running) for task in tasks]
+            await asyncio.gather(*running)
         except BaseException:  # one engine failed: what the others still do is of no use
             for task in running:
                 task.cancel()
@@ -158,20 +167,18 @@ class RolloutWorker:
             )
         return Request(job.uid, ids, sampling.max_response_tokens, sampling.temperature, job.seed, self.stop_ids)
 
-    async def _stream(self, engine: Any, requests: list[Request], jobs: dict[str, Job]) -> list[asyncio.Task]:
-        """Consume one engine's stream; start scoring each batch as it arrives. Returns the scoring tasks."""
+    async def _stream(self, engine: Any, requests: list[Request], jobs: dict[str, Job]) -> None:
+        """Consume one engine's stream; start scoring each batch as it arrives."""
 
-        async def consume() -> list[asyncio.Task]:
-            tasks = []
+        async def consume() -> None:
             stream = engine.generate.options(num_returns="streaming").remote(requests)
             async for reference in stream:
                 completions = await reference
                 self._done += len(completions)
                 items = [(jobs[c.uid], lambda c=c: self._trajectory(jobs[c.uid], c)) for c in completions]
-                tasks.append(asyncio.create_task(self._score(items)))
-            return tasks
+                self._scoring.append(asyncio.create_task(self._score(items)))
 
-        return await watch.wait(
+        await watch.wait(
             consume(), f"generate {len(requests)} samples", "rollout worker", "engine",
             self.deadlines["rollout"], peek=lambda: engine.stacks.remote(),
         )  # fmt: skip
@@ -191,14 +198,13 @@ class RolloutWorker:
 
     async def _turns(
         self, jobs: Sequence[Job], sampling: Sampling
-    ) -> tuple[list[asyncio.Task], dict[str, str], dict[str, State]]:
-        """Returns the scoring tasks, why samples failed, and what is left of those that were paused."""
+    ) -> tuple[dict[str, str], dict[str, State]]:
+        """Returns why samples failed, and what is left of those that were paused; scoring may go on."""
         settings = self._settings(sampling)
-        scored: list[asyncio.Task] = []
 
         def ended(batch: list[Turns]) -> None:
             self._done += len(batch)
-            scored.append(asyncio.create_task(self._score([(turns.job, turns.trajectory) for turns in batch])))
+            self._scoring.append(asyncio.create_task(self._score([(turns.job, turns.trajectory) for turns in batch])))
 
         every = [
             Turns(job, settings, self._interventions(sampling))
@@ -212,7 +218,7 @@ class RolloutWorker:
             await self._loop.run(list(zip(self.engines, _split(every, len(self.engines)), strict=True)))
         finally:
             loop, self._loop = self._loop, None
-        return scored, loop.failed, loop.paused
+        return loop.failed, loop.paused
 
     def _settings(self, sampling: Sampling) -> TurnSettings:
         tools = replace(self.tools, void_turns="keep") if sampling.evaluation else self.tools
@@ -255,13 +261,16 @@ class RolloutWorker:
         """Scores, in order. A reward worker that fails or is late masks these samples; it never stops the step."""
         self._scored += 1
         worker = self.rewards[self._scored % len(self.rewards)]
+        # It masks what is late, before we do.
+        reference = worker.score.remote(pairs, 0.8 * self.deadlines["reward"], self._evaluation)
         try:
             return await watch.wait(
-                # It masks what is late, before we do.
-                worker.score.remote(pairs, 0.8 * self.deadlines["reward"], self._evaluation),
-                f"score {len(pairs)} samples", "rollout worker", "reward worker",
+                reference, f"score {len(pairs)} samples", "rollout worker", "reward worker",
                 self.deadlines["reward"] + self.deadlines.get("judge", 0.0), peek=lambda: worker.stacks.remote(),
             )  # fmt: skip
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
         except Exception as error:
             reason = f"reward worker failed: {type(error).__name__}"
             return [RewardRecord(None, reason, detail={"error": str(error)[:500]}) for _ in pairs]

@@ -57,6 +57,7 @@ class EngineBackend:
         self._handle, self._chat, self._context = handle, chat, options.context
         self._start_s = options.start_s
         self._process: Process | None = None  # the last that answered
+        self._meeting: asyncio.Task[None] | None = None
 
     async def ready(self) -> None:
         await watch.wait(
@@ -65,6 +66,11 @@ class EngineBackend:
         )  # fmt: skip
         told = process_of(self._handle)
         self._process = await watch.wait(told, "tell its process", "genrm service", f"judge {self.name}", self._start_s)
+
+    async def _meet(self) -> None:
+        """Ask which process it is, so that it can be ended where it stands still."""
+        with contextlib.suppress(RayError):  # gone again; the next one is met in `returned`
+            self._process = await process_of(self._handle)
 
     async def generate(self, prompt: Prompt, deadline_s: float, uid: str) -> Reply:
         try:
@@ -92,6 +98,8 @@ class EngineBackend:
         finally:
             if not ended:  # whoever asked has gone: the engine stops too
                 ray.cancel(reference)
+        if self._process is None and self._meeting is None:  # a service that Ray started anew calls no `ready`
+            self._meeting = asyncio.ensure_future(self._meet())
         if completion.finish_reason not in ("stop", "length"):
             raise JudgeUnavailable("unavailable", f"the engine ended it with {completion.finish_reason!r}")
         text = self._chat.decode(completion.ids.tolist())
@@ -100,8 +108,8 @@ class EngineBackend:
     async def returned(self) -> bool:
         """An engine's first prompt may take it longer than a question has, so that it is none's."""
         await self._answer(self._handle.ready.remote)
-        await self.generate(HELLO, self._start_s, f"hello.{secrets.token_hex(3)}")
         self._process = await process_of(self._handle)
+        await self.generate(HELLO, self._start_s, f"hello.{secrets.token_hex(3)}")
         return True
 
     async def restart(self) -> bool:
@@ -144,6 +152,8 @@ class EngineBackend:
 
     async def close(self) -> None:
         """Engines are ended by whoever placed them."""
+        if self._meeting is not None:
+            self._meeting.cancel()
 
 
 class OpenAIBackend:

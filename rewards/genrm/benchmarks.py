@@ -55,7 +55,7 @@ def load(benchmark: str, path: str | Path | None = None) -> list[Any]:
     read = {"processbench": _stepwise, "flawed_positive": _solution, "rewardbench": _contest, "attacks": _attacked}
     found: list[Any] = []
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = source.read_text(encoding="utf-8").split("\n")  # a text may hold other line ends
     except OSError as error:
         raise ConfigError(f"{benchmark}: {source} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):

@@ -15,7 +15,9 @@ from typing import Any
 from rltk.errors import ConfigError
 from rltk.rewards.genrm.types import Question, Verdict
 
-SHIPPED = Path(__file__).parent / "examples" / "canary.jsonl"
+EXAMPLES = Path(__file__).parent / "examples"
+SHIPPED = EXAMPLES / "canary.jsonl"
+SHIPPED_FOR_WRONG = EXAMPLES / "canary_wrong.jsonl"  # answers of which the rule says no, rightly or not
 TOLERANCE = 0.1  # of a value: batches of other sizes round otherwise
 UNREADABLE = "parse_fail"  # the model's own doing, unlike every other cause; it counts as a verdict here
 
@@ -30,8 +32,9 @@ class Canary:
 class CanaryReport:
     """Shares in [0, 1]; None: nothing to compare.
 
-    drift: of the answers to questions that were answered before, those that differ from the first; `replicas`: the same
-    by replica. accuracy: of answers that say flawed or not, the right ones. unanswered: of all asked, without verdict.
+    drift: of the answers to questions that were answered before, those that differ from what most replicas said at
+    first; `replicas`: the same by replica. accuracy: of the verdicts, the right ones (a judge that gives no label says
+    "flawed" with a value of at most .5). unanswered: of all asked, without verdict.
     """
 
     drift: float | None
@@ -40,11 +43,12 @@ class CanaryReport:
     replicas: dict[str, float | None]
 
 
-def load_canaries(path: str | None) -> list[Canary]:
-    """Raises ConfigError for a file that cannot be read, is empty, or whose lines are not such questions."""
-    source = Path(path) if path else SHIPPED
+def load_canaries(path: str | None, when: str = "all") -> list[Canary]:
+    """Those of the file, or ours for a judge that is asked about such answers (`when`: see Judge). Raises ConfigError
+    for a file that cannot be read, is empty, or whose lines are not such questions."""
+    source = Path(path) if path else SHIPPED_FOR_WRONG if when == "wrong" else SHIPPED
     try:
-        lines = [line for line in source.read_text().splitlines() if line.strip()]
+        lines = [line for line in source.read_text(encoding="utf-8").split("\n") if line.strip()]
         found = [_canary(number, json.loads(line)) for number, line in enumerate(lines)]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -65,7 +69,7 @@ def _canary(number: int, row: Any) -> Canary:
 
 
 class CanaryWatch:
-    """What the canaries' first verdicts were. A replica is held against the first that answered, be it another."""
+    """What the canaries' first verdicts were: of several replicas', the one that most of them gave."""
 
     def __init__(self, canaries: Sequence[Canary]) -> None:
         self.canaries = list(canaries)
@@ -76,20 +80,31 @@ class CanaryWatch:
         changed: dict[str, list[bool]] = {name: [] for name in answers}
         right: list[bool] = []
         asked = unanswered = 0
-        for name, verdicts in answers.items():
-            for canary, verdict in zip(self.canaries, verdicts, strict=True):
-                asked += 1
-                if verdict.value is None and verdict.cause != UNREADABLE:
-                    unanswered += 1
-                    continue
-                first = self._first.setdefault(canary.question.uid, verdict)
+        for number, canary in enumerate(self.canaries):
+            given = {name: verdicts[number] for name, verdicts in answers.items()}
+            said = {name: verdict for name, verdict in given.items() if verdict.value is not None or _unread(verdict)}
+            asked += len(given)
+            unanswered += len(given) - len(said)
+            if said:
+                first = self._first.setdefault(canary.question.uid, _most_said(list(said.values())))
+            for name, verdict in said.items():
                 if first is not verdict:
                     changed[name].append(differ(first, verdict))
-                if verdict.flawed is not None:
-                    right.append(verdict.flawed == canary.flawed)
+                if verdict.value is not None:
+                    flawed = verdict.value <= 0.5 if verdict.flawed is None else verdict.flawed
+                    right.append(flawed == canary.flawed)
         everything = [one for of_replica in changed.values() for one in of_replica]
         shares = {name: _share(of_replica) for name, of_replica in changed.items()}
         return CanaryReport(_share(everything), _share(right), unanswered / max(asked, 1), shares)
+
+
+def _unread(verdict: Verdict) -> bool:
+    return verdict.cause == UNREADABLE
+
+
+def _most_said(verdicts: Sequence[Verdict]) -> Verdict:
+    """A replica that writes garbage from the start is not what the others are held against."""
+    return max(verdicts, key=lambda one: (sum(not differ(one, other) for other in verdicts), one.value is not None))
 
 
 def differ(a: Verdict, b: Verdict) -> bool:

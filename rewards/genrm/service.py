@@ -53,7 +53,7 @@ class GenRMService:
         self._router = Router(_backends(options, replicas) if backends is None else backends, options)
         self._model = f"{options.url or ''} {options.model}@{options.revision}"
         self._cache = VerdictCache(options.cache)
-        self._canaries = CanaryWatch(load_canaries(options.canary_file))
+        self._canaries = CanaryWatch(load_canaries(options.canary_file, getattr(self._judge, "when", "all")))
         self._counts: Counter[str] = Counter()
         self._causes: Counter[str] = Counter()
         self._seconds: deque[float] = deque(maxlen=KEPT_TIMES)

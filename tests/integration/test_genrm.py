@@ -209,15 +209,19 @@ def test_the_questions_of_a_stopped_process_are_answered_elsewhere(cluster):
     assert stats["replicas"][1]["state"] != "closed" and stats["replicas"][1]["failed"] >= 3
 
 
-def test_a_process_that_has_stood_still_for_long_is_ended_and_started_anew(cluster):
+@pytest.mark.parametrize("met_by", ["its start", "a question"])  # the latter: the service was started anew
+def test_a_process_that_has_stood_still_for_long_is_ended_and_started_anew(cluster, met_by):
     """By then Ray's own kill does not reach it: with ray.kill in place of the signal, this waits for ever."""
     handle = ray.remote(Stand).options(num_cpus=0, max_restarts=-1, max_concurrency=80).remote()
     pid = ray.get(handle.pid.remote(), timeout=60)
     backend = EngineBackend("r", handle, Word(), OPTIONS)
 
     async def scene():
-        await backend.ready()
         prompt = Prompt(({"role": "user", "content": "1"},), 4)
+        if met_by == "its start":
+            await backend.ready()
+        while backend._process is None:
+            await backend.generate(prompt, 60.0, "first")
         asked = [asyncio.ensure_future(backend.generate(prompt, 60.0, f"q{number}")) for number in range(60)]
         await asyncio.sleep(0.01)
         os.kill(pid, signal.SIGSTOP)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rltk.errors import ConfigError
+from rltk.rewards.genrm import benchmarks
 from rltk.rewards.genrm import router as router_module
 from rltk.rewards.genrm.cache import VerdictCache, cache_key
 from rltk.rewards.genrm.canary import SHIPPED, CanaryWatch, differ, load_canaries
@@ -380,11 +381,48 @@ def test_unreadable_verdicts_are_drift_and_small_differences_are_not():
     assert not differ(Verdict(None, cause="parse_fail"), Verdict(None, cause="parse_fail"))
 
 
+def test_what_most_replicas_say_at_first_is_what_drift_is_held_against():
+    watch = CanaryWatch(load_canaries(None)[:1])
+    garbage, unread = [Verdict(0.0, flawed=True)], [Verdict(None, cause="parse_fail")]
+
+    def sound():
+        return [Verdict(1.0, flawed=False)]
+
+    report = watch.compare({"a": garbage, "b": sound(), "c": sound()})
+    assert report.replicas == {"a": 1.0, "b": None, "c": 0.0}
+    two = CanaryWatch(load_canaries(None)[:1])
+    assert two.compare({"a": unread, "b": sound()}).replicas == {"a": 1.0, "b": None}  # of two the one that can be read
+
+
+def test_canaries_of_a_judge_of_wrong_answers_are_asked_of_its_model():
+    async def scene(reply):
+        a = Fake("a", default=reply)
+        judges = service(a, judge="answer_equivalence", retries=0)
+        report = await judges.canary()
+        await judges.close()
+        return report.accuracy, report.unanswered, len(a.uids)
+
+    count = len(load_canaries(None, "wrong"))
+    assert asyncio.run(scene("\\boxed{no}")) == (0.5, 0.0, count)
+    assert asyncio.run(scene("\\boxed{yes}")) == (0.5, 0.0, 2 * count)  # both orders
+    assert asyncio.run(scene("gone"))[:2] == (None, 1.0)
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path):
+    file = tmp_path / "canaries.jsonl"
+    row = {"problem": "p\u2028q\x85r", "response": "r", "reference": None, "flawed": False}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [canary.question.problem for canary in load_canaries(str(file))] == [row["problem"]]
+    assert [solution.question.problem for solution in benchmarks.load("flawed_positive", file)] == [row["problem"]]
+
+
 def test_shipped_canaries_are_pairs_of_a_sound_and_a_flawed_solution_with_the_right_answer():
     canaries = load_canaries(None)
     assert len(canaries) == 12 and sum(canary.flawed for canary in canaries) == 6
     assert all(f"\\boxed{{{c.question.reference}}}" in c.question.response for c in canaries)
     assert len({c.question.uid for c in canaries}) == 12 and SHIPPED.is_file()
+    wrong = load_canaries(None, "wrong")
+    assert len(wrong) == 8 and sum(canary.flawed for canary in wrong) == 4
 
 
 @pytest.mark.parametrize("line", ["", "no json", '{"problem": "p"}', '{"problem": "p", "response": "r", "flawed": 1}'])

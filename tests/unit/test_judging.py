@@ -99,6 +99,15 @@ def test_a_judge_of_all_gives_the_reward():
     assert [(r.value, r.correct) for r in found] == [(0.25, False), (0.75, True), (None, None)]
 
 
+def test_what_a_judge_of_all_says_is_followed_with_a_label_and_in_evaluations_too():
+    worst = Verdict(0.0, flawed=True), Verdict(1.0, flawed=False)  # as of an ensemble of fapo and answer_equivalence
+    for evaluation in (False, True):
+        found, _ = judged([FLAWED_RIGHT, WRONG], worst, when="all", evaluation=evaluation)
+        assert [(r.value, r.correct, r.flawed) for r in found] == [(0.0, False, True), (1.0, True, False)]
+    (found,), _ = judged([WRONG], [Verdict(1.0)], when="wrong", evaluation=True)
+    assert (found.value, found.correct) == (1.0, True)
+
+
 def test_evaluations_may_go_without_it():
     found, client = judged([RIGHT], [], replace(OPTIONS, evaluate=False), evaluation=True)
     assert found == [RIGHT] and client.asked == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rltk.errors import ConfigError
+from rltk.rollout import worker as worker_module
 from rltk.rollout.engine import Completion, Request
 from rltk.rollout.job import Job, Sampling
 from rltk.rollout.tools.executor import ToolExecutor
@@ -166,6 +167,64 @@ def test_without_tools_an_engine_is_asked_what_it_always_was():
         assert first.ids.tolist() == [*prompts[0], 30, 2] and first.text == chosen.tokenizer.decode([30])
         assert (first.response, first.calls, first.notes, result.partial) == ("", (), {}, {})
         assert first.reward.value == 1.0
+
+
+class Trickles(Engine):
+    """One sample at a time: after each, `between` is awaited."""
+
+    between = None
+
+    async def _generate(self, requests, channel=None):
+        for request in requests:
+            yield self._come(self._complete([request]))
+            await self.between()
+
+
+def one_token(request):
+    return Completion(request.uid, np.asarray([30, 2]), np.float32([-0.5, -0.25]), "stop", (0, 0))
+
+
+def test_a_sample_is_scored_while_others_are_still_being_sampled():
+    engine = Trickles(one_token)
+    chosen, scorer = worker([engine], tools=ToolOptions())
+
+    async def until_scored():
+        asked = chosen.progress()[0]
+        while len(scorer.scored) < asked:
+            await asyncio.sleep(0)
+
+    engine.between = until_scored
+    assert len(roll(chosen, jobs(4)).trajectories) == 4 and scorer.scored == ["u0", "u1", "u2", "u3"]
+
+
+def test_what_is_being_scored_is_given_up_with_the_rollout(monkeypatch):
+    """Or a judge reads on for samples that nobody will learn from."""
+    monkeypatch.setattr(worker_module.ray, "cancel", lambda reference: reference.cancel())
+    engine, events = Trickles(one_token), []
+    chosen, scorer = worker([engine], tools=ToolOptions())
+
+    async def judged_for_long(*asked):
+        events.append("asked")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            events.append("given up")
+
+    async def fails_once_one_is_asked():
+        while not events:
+            await asyncio.sleep(0)
+        raise ConnectionError("the engine died")
+
+    scorer.score, engine.between = Remote(judged_for_long), fails_once_one_is_asked
+
+    async def scene():
+        with pytest.raises(ConnectionError, match="the engine died"):
+            await chosen.rollout(jobs(2), SAMPLING)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return events
+
+    assert asyncio.run(scene()) == ["asked", "given up"]
 
 
 def test_a_prompt_over_its_limit_names_the_key():
