@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from rltk import watch
 from rltk.config import Config
-from rltk.errors import RltkError
+from rltk.errors import InfrastructureError, RltkError
 from rltk.rewards.genrm.client import MARGIN_S
 
 COUNTS = ("asked", "answered", "unanswered", "joined", "cached")  # of the service, since its start
@@ -47,9 +47,17 @@ class JudgeWatch:
         self._judges, self._options, self._say = judges, config.reward.genrm, say
 
     def begin(self) -> None:
-        """The first look, which later ones are compared with."""
-        if self._judges.service is not None:
-            self._canary()
+        """The first look, which later ones are compared with. InfrastructureError if not one canary gets an answer:
+        no sample would."""
+        if self._judges.service is None:
+            return
+        if self._canary().get("genrm/canary_unanswered") == 1.0:
+            stats = self._ask("stats", LOOK_S) or {}
+            raise InfrastructureError(
+                f"the judge answered none of its canaries: {(stats.get('router') or {}).get('failed')}. Fix: see what "
+                "its engine or server says above; a longer reward.genrm.context for too_long; or questions that "
+                "fit the judge in reward.genrm.canary_file."
+            )
 
     def figures(self, step: int, last: bool) -> dict[str, float]:
         if self._judges.service is None:

@@ -34,19 +34,32 @@ HELLO = Prompt(({"role": "user", "content": "Say yes."},), max_tokens=8)
 
 class Chat:
     """Prompts as ids for one model's tokenizer. What they quote brings no special token along: a candidate's
-    `<|im_end|>` would end the judge's instructions and begin its own."""
+    `<|im_end|>` would end the judge's instructions and begin its own. Where the model's template knows no system role
+    (Gemma's refuses it, others leave it out), the judge's instructions begin the user's message."""
 
     def __init__(self, options: GenRMOptions) -> None:
         self._tokenizer = load_tokenizer(options.model, options.chat_template)
         self._text = NewText(self._tokenizer)
         self.stop_ids = tuple(stop_ids(self._tokenizer, options.model))
+        self._has_system = _shows_system(self._tokenizer)
 
     def encode(self, prompt: Prompt) -> list[int]:
         messages = tuple({**message, "content": self._text.escape(message["content"])} for message in prompt.messages)
+        if not self._has_system and len(messages) > 1 and messages[0]["role"] == "system":
+            system, user, *later = messages
+            messages = ({**user, "content": f"{system['content']}\n\n{user['content']}"}, *later)
         return render_prompt(self._tokenizer, messages)
 
     def decode(self, ids: Any) -> str:
         return decode(self._tokenizer, ids, special=False)
+
+
+def _shows_system(tokenizer: Any) -> bool:
+    try:
+        ids = render_prompt(tokenizer, ({"role": "system", "content": "rubric"}, {"role": "user", "content": "yes"}))
+    except Exception:  # each template has its own way to refuse
+        return False
+    return "rubric" in decode(tokenizer, ids, special=False)
 
 
 class EngineBackend:

@@ -206,6 +206,30 @@ def test_a_candidates_special_tokens_do_not_reach_the_engine():
     assert chat.decode([*ids, chat.stop_ids[0]]) == chat.decode([i for i in ids if i not in special])
 
 
+TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+FOR = "{% for m in messages %}"
+NO_SYSTEM = {  # as Gemma's, and as some that leave it out
+    "refuses": FOR + "{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TURN,
+    "leaves it out": FOR + "{% if m['role'] != 'system' %}" + TURN + "{% endif %}",
+}
+
+
+@pytest.mark.parametrize("kind", NO_SYSTEM)
+def test_where_a_template_knows_no_system_role_the_user_is_told(kind, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text(NO_SYSTEM[kind] + "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    chat = Chat(GenRMOptions(model=str(TINY), chat_template=str(file)))
+    system, user, reply = (
+        {"role": r, "content": c} for r, c in (("system", "S."), ("user", "U."), ("assistant", "A."))
+    )
+    one = {"role": "user", "content": "S.\n\nU."}
+    assert chat.encode(Prompt((system, user), 8)) == chat.encode(Prompt((one,), 8))
+    assert chat.encode(Prompt((system, user, reply, user), 8)) == chat.encode(Prompt((one, reply, user), 8))
+    assert "S.\n\nU." in chat.decode(chat.encode(Prompt((system, user), 8)))
+    own = Chat(GenRMOptions(model=str(TINY)))
+    assert own.encode(Prompt((system, user), 8)) != own.encode(Prompt((one,), 8))
+
+
 class Mute:
     """A chat whose template takes no such prompt."""
 
