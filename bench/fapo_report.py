@@ -16,13 +16,14 @@ COLOUR = {"fapo": COLOURS["fapo"], "grpo": COLOURS["grpo"], "judged": "#efb118"}
 LABELS = {"fapo": "fapo", "grpo": "grpo", "judged": "fapo, labels as wrong as the judge's"}
 SMOOTH = 5  # steps
 FEW = 8  # steps, at either end of a run
+SECTIONS = (("road", "avg@4"), ("lab", "accuracy"), ("lab_alarms", "accuracy"))  # and what is its accuracy there
 Runs = dict[str, dict[str, Any]]
 
 
 def report(file: Path) -> None:
     whole = json.loads(file.read_text())
     figures = {}
-    for where, key in (("road", "avg@4"), ("lab", "accuracy")):
+    for where, key in SECTIONS:
         runs = whole.get(where, {}).get("runs", {})
         figures |= {f"{where}_{name}": value for name, value in summary(runs, key).items()}
     figures |= judge(whole.get("road", {}).get("runs", {}))
@@ -93,7 +94,7 @@ def smoothed(values: Sequence[float | None]) -> list[tuple[int, float]]:
 
 def markdown(whole: dict[str, Any], figures: dict[str, Any]) -> list[str]:
     lines = ["# FAPO with a judge, against GRPO", ""]
-    for where, key in (("road", "avg@4"), ("lab", "accuracy")):
+    for where, key in SECTIONS:
         part = whole.get(where, {})
         if not part:
             continue

@@ -20,8 +20,8 @@ _INVISIBLE = re.compile(
 _SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 holds them
 
 _SLASH = "/\u2044\u2215\u29f8\uff0f"
-_LIKE_LESS = "\u02c2\u1438\u2039\u2329\u276e\u27e8\u3008\ufe64\uff1c"
-_LIKE_GREATER = ">\u02c3\u1433\u203a\u232a\u276f\u27e9\u3009\ufe65\uff1e"
+_LIKE_LESS = "\u02c2\u1438\u2039\u2329\u276c\u276e\u27e8\u27ea\u3008\ufe64\uff1c"
+_LIKE_GREATER = ">\u02c3\u1433\u203a\u232a\u276d\u276f\u27e9\u27eb\u3009\ufe65\uff1e"
 _GAP = r"[\s\u0300-\u036f]*"
 # `<` before what makes a tag or a special token of it: a letter, a slash, | ! ?, or a number that is closed: <3>. Its
 # look-alikes stand for inner products too, so they need a slash, a bar, a word of four letters or a closed number.

@@ -14,7 +14,24 @@ from rltk.rewards.genrm.types import Question
 
 NASTY = st.lists(
     st.sampled_from(
-        ["<", "</", "\uff1c", "\u2039", "\u27e8", ">", "\u203a", "/", "\uff0f", "|", "paragraph", "_0", "3", "solution"]
+        [
+            "<",
+            "</",
+            "\uff1c",
+            "\u2039",
+            "\u27e8",
+            "\u27ea",
+            "\u276c",
+            ">",
+            "\u203a",
+            "/",
+            "\uff0f",
+            "|",
+            "paragraph",
+            "_0",
+            "3",
+            "solution",
+        ]
         + [
             "\u0440aragraph",
             "\\boxed",
@@ -51,7 +68,7 @@ def test_nothing_of_a_frame_or_a_verdict_survives(text):
     safe = escape(text)
     safe.encode()
     assert not re.search(r"<[\s\u0300-\u036f]*(?:[/|!?]|[^\W\d_]|\d+\s*>)", safe)
-    assert not re.search("[\uff1c\u2039\u27e8]\\s*(?:[/\uff0f|]|solution|paragraph)", safe)
+    assert not re.search("[\uff1c\u2039\u27e8\u27ea\u276c]\\s*(?:[/\uff0f|]|solution|paragraph)", safe)
     assert not re.search(r"\\f?boxed(?![a-z])", safe, re.IGNORECASE)
     assert not re.search("[\x00-\x08\u00ad\u200b\u202e\r]|\\[/?INST\\]", safe)
     assert escape(safe) == safe
