@@ -16,6 +16,7 @@ from rltk.rewards.genrm.client import GenRMClient
 from rltk.rewards.genrm.engine import JudgeEngine, replica_options
 from rltk.rewards.genrm.engine import concurrency as replica_concurrency
 from rltk.rewards.genrm.options import GenRMOptions
+from rltk.rewards.genrm.process import process_of
 from rltk.rewards.genrm.router import Router
 from rltk.rewards.genrm.service import GenRMService, concurrency
 from rltk.rewards.genrm.types import Prompt, Question
@@ -178,6 +179,25 @@ def test_a_replica_that_dies_in_the_middle_loses_no_question_and_comes_back(repl
     assert len(verdicts) == 300 and all(verdict.value == 1.0 for verdict in verdicts)
     stats = settled(service)
     assert stats["unanswered"] == 0 and stats["router"]["retries"] > 0
+
+
+def test_a_service_whose_process_is_killed_comes_back_and_its_callers_are_answered(cluster, replica):
+    service = start_service([replica])
+    first = ray.get(process_of(service), timeout=60)
+
+    async def scene():
+        client = GenRMClient(service, OPTIONS, "test")
+        await client.judge([question(1)])
+        asked = [asyncio.ensure_future(client.judge([question(number)])) for number in range(20)]
+        await asyncio.sleep(0)
+        os.kill(first.pid, signal.SIGKILL)
+        return [verdict for (verdict,) in await asyncio.gather(*asked)]
+
+    verdicts = asyncio.run(scene())
+    assert [verdict.value for verdict in verdicts] == [1.0] * 20  # Ray asks again, as judging has no effect outside
+    assert ray.get(process_of(service), timeout=60).pid != first.pid
+    assert settled(service)["answered"] <= 20
+    ray.kill(service)
 
 
 def test_the_questions_of_a_stopped_process_are_answered_elsewhere(cluster):
