@@ -18,6 +18,7 @@ from rltk.errors import ConfigError
 from rltk.genrm_checks import genrm_problems, genrm_warnings
 from rltk.kv_checks import kv_problems, kv_refusal, kv_warnings
 from rltk.kv_size import PROBE_TOKENS, cache_size, lengths, trajectory_tokens
+from rltk.learner_checks import learner_problems
 from rltk.model_folder import facts, folder_problems
 from rltk.nearest import meant
 from rltk.placement import place
@@ -29,7 +30,7 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
     """Warnings, for a run that can start; ConfigError with every problem, for one that cannot.
 
     `config` has been through `resolve_model`. `training=False` leaves out what only training needs: batch arithmetic,
-    the learner, untruncated sampling, the run folder. `writes=False`: no run folder will be made.
+    the learner, the run folder. `writes=False`: no run folder will be made.
     """
     problems = [
         *value_problems(config),
@@ -40,12 +41,13 @@ def check(config: Config, training: bool = True, writes: bool = True) -> list[st
         *kv_problems(config),
         *tool_problems(config, training),
         *genrm_problems(config),
+        *_sampling(config, training),
     ]
     if training:
-        problems += [*_batch(config), *_ratio(config), *_precision(config), *_sampling(config)]
+        problems += [*_batch(config), *_ratio(config), *_precision(config)]
         problems += _run_folder(config) if writes else []
     if not problems:  # the model's files and the numbers are sound enough to be reckoned with
-        problems += _sizes(config)
+        problems += [*_sizes(config), *(learner_problems(config) if training else [])]
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
@@ -130,13 +132,18 @@ def _precision(config: Config) -> Iterator[str]:
         )
 
 
-def _sampling(config: Config) -> Iterator[str]:
+def _sampling(config: Config, training: bool) -> Iterator[str]:
+    """An evaluation samples as training does, by the same engine: it has no truncated sampling either."""
+    if training:
+        why = (
+            "is refused in training: truncated sampling biases every ratio by the kept mass, as the learner's "
+            "log-probs are of the whole distribution"
+        )
+    else:
+        why = "is refused in an evaluation: it measures the whole distribution, which is what training learns"
     for key, off in (("top_p", 1.0), ("top_k", 0)):
         if (value := getattr(config.rollout, key)) != off:
-            yield (
-                f"rollout.{key} = {value} is refused in training: truncated sampling biases every ratio by the kept "
-                f"mass, as the learner's log-probs are of the whole distribution; set rollout.{key}={off}"
-            )
+            yield f"rollout.{key} = {value} {why}; set rollout.{key}={off}"
 
 
 def _devices(config: Config) -> Iterator[str]:

@@ -41,8 +41,8 @@ class Rollout:
     engines: int = 1
     workers: int = 1
     temperature: float = 1.0
-    top_p: float = 1.0  # anything but 1 is refused in training
-    top_k: int = 0  # anything but 0 is refused in training
+    top_p: float = 1.0  # anything but 1 is refused, in training and in evaluations
+    top_k: int = 0  # anything but 0 is refused, likewise
     dtype: str = "float32"  # float32 | bfloat16
     max_sequences: int = 256  # sequences an engine runs at once
     kv_cache_gib: float = 1.0  # CPU: size of an engine's KV cache

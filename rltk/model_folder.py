@@ -34,6 +34,9 @@ class ModelFacts:
     parameters: int | None  # as stored: a tied head counts once
     kv_values: int | None  # numbers that one token leaves in the KV cache
     weight_bytes: int  # of the weight files
+    attention_cap: float | None = None  # of attention's logits (Gemma 2); None: there is none
+    window: int | None = None  # positions that some layer sees at most; None: every layer sees all
+    short_rope: int | None = None  # positions up to which longrope has factors of their own; None: another rope
 
 
 def resolve_model(config: Config) -> Config:
@@ -152,7 +155,28 @@ def facts(folder: Path) -> ModelFacts:
         parameters=sum(math.prod(entry["shape"]) for entry in tensors) if tensors else None,
         kv_values=2 * layers * kv_heads * head_dim if layers and kv_heads and head_dim else None,
         weight_bytes=sum(file.stat().st_size for file in files),
+        attention_cap=text.get("attn_logit_softcapping"),
+        window=_window(text),
+        short_rope=_short_rope(text),
     )
+
+
+def _window(text: dict[str, Any]) -> int | None:
+    """As transformers reads it: `use_sliding_window` may turn it off, and `layer_types` say where it holds; without
+    them (Qwen's older folders) it does from layer `max_window_layers` on."""
+    window, types = text.get("sliding_window"), text.get("layer_types")
+    if not window or text.get("use_sliding_window") is False:
+        return None
+    if types is not None:
+        return window if "sliding_attention" in types else None
+    return window if (text.get("max_window_layers") or 0) < text.get("num_hidden_layers", math.inf) else None
+
+
+def _short_rope(text: dict[str, Any]) -> int | None:
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):  # "su": its name in older folders
+        return None
+    return text.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -15,9 +15,11 @@ def check_prompts(config: Config, records: Iterable[Record]) -> None:
     from rltk.rollout.formats import build_format, told
     from rltk.rollout.tokens import check_template, load_tokenizer, render_prompt, stop_ids
     from rltk.rollout.tools import registry
+    from rltk.rollout.tools.options import appends
 
     tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
-    check_template(tokenizer)
+    if appends(config.tools, config.attc, config.dtsr):
+        check_template(tokenizer)
     signatures, environment = registry.signatures(config.tools), registry.environment(config.tools)
     build_format(config.tools, tokenizer, signatures, stop_ids(tokenizer, config.model.path), environment)
     tools, limit = told(config.tools, signatures, environment), config.task.max_prompt_tokens

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rltk.config import Task as TaskConfig
 from rltk.errors import ConfigError
@@ -134,6 +134,18 @@ def _child(place, name: str, key: str):
     return place[_key(place, name)]
 
 
+def check_init(init: str | None) -> None:
+    """Raises ConfigError for a model to start from whose attention is computed otherwise here than it should be."""
+    if init is None:
+        return
+    cap = getattr(AutoConfig.from_pretrained(init).get_text_config(), "attn_logit_softcapping", None)
+    if cap is not None:
+        raise ConfigError(
+            f"init = {init!r}: its config.json has attn_logit_softcapping = {cap:g}, and the attention of this warm "
+            "start has no such cap, so it would teach another model; start from a model without it"
+        )
+
+
 def start_tokenizer(config: dict, tasks: list[Task]):
     """That of the folder `init`, or one trained on the tasks."""
     if config["init"] is None:
@@ -165,6 +177,7 @@ def run(config: dict) -> None:
         torch.set_num_threads(config["threads"])
     print(yaml.safe_dump(config, sort_keys=False), flush=True)
 
+    check_init(config["init"])
     configs = {name: task_config(name) for name in config["tasks"]}
     tasks = {name: build_task(task) for name, task in configs.items()}
     tokenizer = start_tokenizer(config, list(tasks.values()))

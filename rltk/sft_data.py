@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rltk.errors import ConfigError
+from rltk.rollout.tokens import render, turn_end
 from rltk.tasks import demonstrations, judge_demonstrations, tool_demonstrations
 
 # Words that later uses of the tokenizer (tools, judging, users' problems) meet often.
@@ -147,6 +148,7 @@ def _draw_chunk(work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every part is tokenized by itself, as in a rollout: what a tool returns never merges with what stands beside."""
     tokenizer, task, mixture, count, stream = work
     rng = random.Random(stream)
+    end = turn_end(tokenizer) or tokenizer.eos_token
     levels, known = list(mixture), styles(task)
     parts, examples = [], []
     for number in range(count):
@@ -155,8 +157,7 @@ def _draw_chunk(work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         record = task.sample(rng, level)
         style = rng.choices(known, [shares.get(s, 0.0) for s in known])[0]
         messages, response = _demonstrate(task, record, style, rng, shares.get("right", 0.0))
-        chat = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        parts += [(chat, False), *response, (tokenizer.eos_token, True)]
+        parts += [(render(tokenizer, messages, more=True), False), *response, (end, True)]
         examples += [number] * (len(response) + 2)
     ids = tokenizer([text for text, _ in parts], add_special_tokens=False)["input_ids"]
     sizes = np.array([len(part) for part in ids])

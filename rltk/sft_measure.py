@@ -11,9 +11,10 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from rltk.errors import InfrastructureError
+from rltk.models.generation import plain
 from rltk.rollout.formats.python_block import STOP, PythonBlock
 from rltk.rollout.steps import shown_text
-from rltk.rollout.tokens import render_prompt
+from rltk.rollout.tokens import ends, render_prompt
 from rltk.rollout.tools.options import JailOptions
 from rltk.tasks import Task
 
@@ -46,8 +47,16 @@ def measure(
     records = [r for r in task.held_out(problems) for _ in range(max(1, samples))]
     records.sort(key=lambda r: len(r.messages[-1]["content"]))
     responses = [_Response(render_prompt(tokenizer, r.messages)) for r in records]
-    for begin in range(0, len(records), rows):
-        _respond(model, tokenizer, responses[begin : begin + rows], bool(samples), max_tokens, tools)
+    own = model.generation_config
+    stops = ends(tokenizer, own.eos_token_id)
+    options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if samples else {"do_sample": False}
+    # generate() takes what it is not told from the model's own: a penalty or a top_k would change what is measured.
+    model.generation_config = plain(own, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, **options)
+    try:
+        for begin in range(0, len(records), rows):
+            _respond(model, tokenizer, responses[begin : begin + rows], stops, max_tokens, tools)
+    finally:
+        model.generation_config = own
     scores = [task.score(record, response.text) for record, response in zip(records, responses, strict=True)]
     right = [score for score in scores if score.correct]
     levels = {}
@@ -72,13 +81,13 @@ def _tool_figures(responses: list[_Response]) -> dict:
     }
 
 
-def _respond(model, tokenizer, responses: list[_Response], sampled: bool, max_tokens: int, tools: bool) -> None:
+def _respond(model, tokenizer, responses: list[_Response], stops: list[int], max_tokens: int, tools: bool) -> None:
     """Sample until every response has ended; between two rounds, run what those that stopped at a call have written."""
     run = python_in_jail() if tools else None
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         going = responses
         while going:
-            texts = _sample(model, tokenizer, going, sampled, max_tokens, tools)
+            texts = _sample(model, tokenizer, going, stops, max_tokens, tools)
             called = [(r, text) for r, text in zip(going, texts, strict=True) if tools and STOP in text]
             called = [(r, text) for r, text in called if len(r.calls) < MAX_CALLS]
             outcomes = threads.map(run, [text for _, text in called]) if run else []
@@ -91,18 +100,20 @@ def _respond(model, tokenizer, responses: list[_Response], sampled: bool, max_to
                     going.append(response)
 
 
-def _sample(model, tokenizer, going: list[_Response], sampled: bool, max_tokens: int, tools: bool) -> list[str]:
+def _sample(model, tokenizer, going: list[_Response], stops: list[int], max_tokens: int, tools: bool) -> list[str]:
     """One turn of each: what was written is added to it, and returned."""
     device = next(model.parameters()).device
     inputs = tokenizer.pad({"input_ids": [r.ids for r in going]}, return_tensors="pt", padding_side="left").to(device)
     width = inputs["input_ids"].shape[1]
-    options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
-    stops = StoppingCriteriaList([_AtCall(tokenizer, width)] if tools else [])
+    at_call = _AtCall(tokenizer, width)
+    criteria = StoppingCriteriaList([at_call] if tools else [])
     most = max(max_tokens - r.sampled for r in going)
-    out = model.generate(**inputs, max_new_tokens=most, stopping_criteria=stops, **options)[:, width:]
+    out = model.generate(**inputs, max_new_tokens=most, stopping_criteria=criteria)[:, width:]
     texts = []
-    for response, row in zip(going, out.tolist(), strict=True):
-        ids = [token for token in row if token != tokenizer.pad_token_id][: max_tokens - response.sampled]
+    for number, (response, row) in enumerate(zip(going, out.tolist(), strict=True)):
+        # What follows its end is padding, which may be one of `stops` itself.
+        end = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
+        ids = row[: min(end, at_call.lengths.get(number, end), max_tokens - response.sampled)]
         text = tokenizer.decode(ids, skip_special_tokens=True)
         response.ids += ids
         response.text += text
@@ -112,14 +123,20 @@ def _sample(model, tokenizer, going: list[_Response], sampled: bool, max_tokens:
 
 
 class _AtCall(StoppingCriteria):
-    """Rows whose sampled text, from token `width` on, ends in the stop string."""
+    """Rows whose sampled text, from token `width` on, ends in the stop string. `lengths`: tokens that such a row had
+    sampled by then, by its number."""
 
     def __init__(self, tokenizer, width: int):
         self.tokenizer, self.width = tokenizer, width
+        self.lengths: dict[int, int] = {}
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
-        tails = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -_STOP_WINDOW:])
-        return torch.tensor([STOP in tail for tail in tails], device=input_ids.device)
+        sampled = input_ids[:, self.width :]
+        found = [STOP in tail for tail in self.tokenizer.batch_decode(sampled[:, -_STOP_WINDOW:])]
+        for row, stopped in enumerate(found):
+            if stopped:
+                self.lengths.setdefault(row, sampled.shape[1])
+        return torch.tensor(found, device=input_ids.device)
 
 
 def python_in_jail() -> Callable[[str], tuple[str, str]]:

@@ -12,6 +12,7 @@ from rltk.errors import MismatchError
 ANCHOR = 16  # tokens of the trajectory's end that new text is tokenized behind
 MOST = 1 << 17  # characters that are looked at; tools cap their output far below
 NOTE = "\n[... {} characters cut ...]\n"
+SPACE = "\u2581"  # how SentencePiece writes a space in its vocabulary; Gemma's added tokens hold runs of it
 
 
 class NewText:
@@ -26,7 +27,7 @@ class NewText:
         format or an engine. Longest first."""
         added = self.tokenizer.get_added_vocab()
         named = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
-        every = {text: i for text, i in {**added, **named}.items() if len(text.strip()) > 1}
+        every = {text: i for text, i in {**added, **named}.items() if len(text.replace(SPACE, " ").strip()) > 1}
         return dict(sorted(every.items(), key=lambda item: -len(item[0])))
 
     def specials(self, ids: Sequence[int]) -> list[int]:

@@ -29,7 +29,7 @@ from rltk.rollout.texts import model_segment
 from rltk.rollout.tokens import check_template, load_tokenizer, render_prompt, stop_ids
 from rltk.rollout.tools import registry
 from rltk.rollout.tools.client import ToolClient
-from rltk.rollout.tools.options import AttcOptions, DtsrOptions, ToolOptions
+from rltk.rollout.tools.options import AttcOptions, DtsrOptions, ToolOptions, appends
 from rltk.rollout.turns import Turns
 from rltk.trajectory import Record, RewardRecord, Segment, Trajectory
 
@@ -71,10 +71,11 @@ class RolloutWorker:
         dtsr: DtsrOptions | None = None,
     ) -> None:
         self.tokenizer = load_tokenizer(model, chat_template)
-        check_template(self.tokenizer)
         self.stop_ids = tuple(stop_ids(self.tokenizer, model))
         self.engines, self.rewards, self.deadlines = list(engines), list(rewards), deadlines
         self.tools, self.attc, self.dtsr = tools or ToolOptions(), attc or AttcOptions(), dtsr or DtsrOptions()
+        if appends(self.tools, self.attc, self.dtsr):
+            check_template(self.tokenizer)
         self.signatures = registry.signatures(self.tools)
         self.environment = registry.environment(self.tools)
         self.format = build_format(self.tools, self.tokenizer, self.signatures, self.stop_ids, self.environment)
@@ -196,9 +197,7 @@ class RolloutWorker:
     def _interventions(self, sampling: Sampling) -> list[Intervention]:
         return build_interventions(self.attc, self.dtsr, sampling.evaluation, self.tools.answer_marks)
 
-    async def _turns(
-        self, jobs: Sequence[Job], sampling: Sampling
-    ) -> tuple[dict[str, str], dict[str, State]]:
+    async def _turns(self, jobs: Sequence[Job], sampling: Sampling) -> tuple[dict[str, str], dict[str, State]]:
         """Returns why samples failed, and what is left of those that were paused; scoring may go on."""
         settings = self._settings(sampling)
 

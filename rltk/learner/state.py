@@ -19,6 +19,7 @@ from torch import nn
 from rltk.errors import MismatchError
 from rltk.learner.learner import Learner
 from rltk.learner.packing import pack
+from rltk.models.generation import savable
 from rltk.rollout import weight_file
 from rltk.trajectory import Version
 
@@ -66,6 +67,7 @@ def save_hugging_face(learner: Learner, folder: str) -> None:
             gathered[name] = tensor.cpu().clone()
     if learner.rank == 0:
         model: Any = learner.policy.model
+        model.generation_config = savable(model.generation_config)
         model.save_pretrained(folder, state_dict=gathered)
         source = Path(learner.settings.model)
         for pattern in (*TOKENIZER_FILES, "generation_config.json"):

@@ -8,6 +8,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, Qwen3Config
 
+from rltk.models.generation import savable
+
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CONTEXT = 1024
 
@@ -79,5 +81,6 @@ def save(model, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """Write an ordinary Hugging Face folder with bfloat16 weights. `model` is converted in place."""
     import torch
 
+    model.generation_config = savable(model.generation_config)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

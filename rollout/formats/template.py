@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rltk.errors import ConfigError, MismatchError
+from rltk.rollout.tokens import render
 
 USER = {"role": "user", "content": "one"}
 Message = dict[str, Any]
@@ -64,16 +65,7 @@ class TemplateTurns:
         return ("" if end else self._end) + self._rest + longer[len(self._shorter) :]
 
     def render(self, messages: Sequence[Message], more: bool = False) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tools=self.tools, tokenize=False, add_generation_prompt=more
-            )
-        except Exception as error:  # whatever a template raises: jinja's errors, or Python's on an odd value
-            roles = ", ".join(message["role"] for message in messages)
-            raise ConfigError(
-                f"the chat template cannot render a conversation of {roles}: {type(error).__name__}: {error}. "
-                "Fix: a template that can (model.chat_template=<file>), or another tools.format."
-            ) from error
+        return render(self.tokenizer, messages, self.tools, more, otherwise=", or another tools.format")
 
     def _check(self, tokenizer: Any) -> None:
         reply, one, two = self.beginning[-1], self.answers(["three"]), self.answers(["three", "four"])

@@ -70,3 +70,8 @@ class DtsrOptions:
     reply_tokens: int = 32  # of the check's answer
     opens: str = "<think>"  # thought stands between these; "": the whole response is thought until an answer mark
     closes: str = "</think>"
+
+
+def appends(tools: ToolOptions, attc: AttcOptions, dtsr: DtsrOptions) -> bool:
+    """Whether trajectories may get text that the model did not write, so that it goes on behind that."""
+    return tools.enabled or attc.mode != "off" or dtsr.mode != "off"

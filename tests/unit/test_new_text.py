@@ -61,6 +61,15 @@ def test_white_space_and_single_characters_are_nobodys_special_token():
     assert list(new_text("qwen").special)[0] == "</tool_response>"  # longest first
 
 
+def test_runs_of_spaces_that_are_added_tokens_are_white_space():
+    new = new_text("gemma")
+    assert set(new.special) == {"<unk>", "<eos>", "<start_of_turn>", "<end_of_turn>"}
+    text = "a  table\n    of   it"
+    assert {new.encode("  ")[0], new.encode("    ")[0]} <= set(new.tokenizer.get_added_vocab().values())
+    assert new.escape(text) == text
+    assert new.decode(new.append(new.encode("x"), lambda results: f"\n{results[0]}\n", [text])) == f"\n{text}\n"
+
+
 def test_a_tokenizer_that_normalizes_finds_no_special_token_either():
     from tokenizers import AddedToken, normalizers
 

@@ -3,10 +3,22 @@ import random
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from rltk.errors import ConfigError
 from rltk.models.build import build_model, build_tokenizer, save
-from rltk.sft import CONF, load_config, mixed_batches, start_model, start_tokenizer, summed_loss, task_config, train
+from rltk.sft import (
+    CONF,
+    check_init,
+    load_config,
+    mixed_batches,
+    run,
+    start_model,
+    start_tokenizer,
+    summed_loss,
+    task_config,
+    train,
+)
 from rltk.sft_data import check_shares, corpus, draw_examples, pack
 from rltk.sft_measure import measure
 from rltk.tasks import build_task
@@ -82,6 +94,19 @@ def test_examples_are_the_same_from_any_number_of_processes(tokenizer):
     assert not torch.equal(one.ids[:2000], examples(tokenizer, count=6000, seed=1).ids[:2000])
 
 
+def test_a_demonstration_ends_as_the_template_ends_a_turn(shipped):
+    from tests.unit.some_tokenizers import tokenizer as some
+
+    gemma = copy.deepcopy(some("gemma"))
+    gemma.pad_token = gemma.eos_token
+    for chosen, end in ((gemma, "<end_of_turn>"), (shipped, shipped.eos_token)):
+        drawn = examples(chosen, count=4)
+        last = drawn.ids[drawn.starts + drawn.lengths - 1].tolist()
+        assert chosen.convert_ids_to_tokens(last) == [end] * 4
+        assert drawn.learnt[drawn.starts + drawn.lengths - 1].all()
+        assert (drawn.ids[drawn.learnt] == chosen.convert_tokens_to_ids(end)).sum() == 4
+
+
 def test_packed_rows_give_the_loss_of_the_examples_alone(tokenizer):
     torch.manual_seed(0)
     model = build_model(tokenizer, **TINY)
@@ -128,6 +153,19 @@ def test_a_saved_model_loads_with_tied_bfloat16_weights_and_can_be_measured(toke
     assert set(result["levels"]) == {"1", "2", "3", "4", "5"} and 0 <= result["accuracy"] <= 1
 
 
+def test_a_model_that_came_with_what_transformers_does_not_save_is_saved(tokenizer, tmp_path):
+    """As Vicuna's folder: a temperature, and no sampling."""
+    model = build_model(tokenizer, **TINY)
+    own = model.generation_config
+    model.generation_config = GenerationConfig(temperature=0.9, top_p=0.6, eos_token_id=[2, 1], pad_token_id=0)
+    save(model, tokenizer, tmp_path / "odd")
+    saved = GenerationConfig.from_pretrained(tmp_path / "odd")
+    assert (saved.temperature, saved.top_p, saved.eos_token_id, saved.pad_token_id) == (None, None, [2, 1], 0)
+    model.generation_config = own
+    save(model, tokenizer, tmp_path / "sound")
+    assert GenerationConfig.from_pretrained(tmp_path / "sound").to_dict() == own.to_dict()
+
+
 def test_overrides_set_known_keys_only():
     config = load_config(CONF / "sft.yaml", ["steps=7", "tasks.arithmetic.levels.1.sound=0.5", "model.hidden=64"])
     assert config["steps"] == 7 and config["model"]["hidden"] == 64
@@ -168,12 +206,24 @@ def test_a_start_without_a_padding_token_fills_rows_with_its_end(tokenizer, tmp_
     assert taken.pad_token_id == taken.eos_token_id == tokenizer.eos_token_id
 
 
+def test_a_start_from_a_model_with_capped_attention_is_refused_before_anything_is_drawn(tokenizer, tmp_path):
+    from transformers import Gemma2Config
+
+    Gemma2Config(attn_logit_softcapping=50.0).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"init = .*attn_logit_softcapping = 50.*without it"):
+        run(load_config(CONF / "sft.yaml", [f"init={tmp_path}", "device=cpu"]))
+    Gemma2Config(attn_logit_softcapping=None).save_pretrained(tmp_path)
+    check_init(str(tmp_path))
+    check_init(None)
+
+
 class Scripted:
     """Stands where a model would: row r of turn t gives the text `script[r][t]`, token by token."""
 
-    def __init__(self, tokenizer, script):
+    def __init__(self, tokenizer, script, also=()):
         self.tokenizer, self.script, self.prompts = tokenizer, script, []
         self.weights = torch.nn.Parameter(torch.zeros(1))
+        self.generation_config = GenerationConfig(eos_token_id=[tokenizer.eos_token_id, *also])
 
     def eval(self):
         return self
@@ -181,16 +231,44 @@ class Scripted:
     def parameters(self):
         return iter([self.weights])
 
-    def generate(self, input_ids, attention_mask, max_new_tokens, stopping_criteria, **sampling):
+    def generate(self, input_ids, attention_mask, max_new_tokens, stopping_criteria):
         rows = [self.tokenizer.encode(self.script[row].pop(0)) for row in range(len(input_ids))]
         self.prompts.append(input_ids)
         out = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
         for row, ids in zip(out, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         whole = torch.cat([input_ids, out], dim=1)
-        stopped = stopping_criteria(whole, None)
+        stopped = torch.zeros(len(rows), dtype=torch.bool)
+        for length in range(input_ids.shape[1] + 1, whole.shape[1] + 1):
+            stopped |= stopping_criteria(whole[:, :length], None)
         assert stopped.tolist() == ["```output" in self.tokenizer.decode(ids) for ids in rows]
         return whole
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_what_is_measured_is_not_sampled_as_the_folder_would_have_it(tokenizer, samples):
+    torch.manual_seed(0)
+    model = build_model(tokenizer, **TINY)
+    others = [i for i in range(model.config.vocab_size) if i != tokenizer.eos_token_id]
+    own = model.generation_config = GenerationConfig(eos_token_id=2, suppress_tokens=others, repetition_penalty=1.3)
+    figures = measure(model, tokenizer, ARITHMETIC, problems=4, samples=samples, max_tokens=8)
+    assert figures["mean_tokens"] > 1  # where nothing but the end may be sampled
+    assert model.generation_config is own
+
+
+def test_measured_responses_end_at_their_first_end_and_padding_is_not_counted(shipped, monkeypatch):
+    """Where the end pads too, there is another end, and a row that stops at a call is padded."""
+    monkeypatch.setattr("rltk.sft_measure.python_in_jail", lambda: lambda text: ("ok", "42"))
+    chosen = copy.deepcopy(shipped)
+    chosen.pad_token = chosen.eos_token
+    task = build_task(task_config("arithmetic_tool"))
+    call, wrong = "```python\n1\n```output", r"\boxed{1} and some words more than a call <|im_start|>"
+    right = rf"\boxed{{{task.held_out(2)[0].answer}}}<|im_end|>"
+    model = Scripted(chosen, [[call, right], [wrong]], also=[chosen.convert_tokens_to_ids("<|im_start|>")])
+    figures = measure(model, chosen, task, problems=2, samples=0, max_tokens=128, tools=True)
+    assert figures["accuracy"] == 0.5 and figures["calls"] == 0.5
+    assert chosen.decode(model.prompts[1][0]).endswith(call + "\n42\n```\n")
+    assert figures["mean_tokens"] == round(sum(len(chosen.encode(text)) for text in (call, right, wrong)) / 2, 1)
 
 
 def test_measured_responses_run_their_python_and_count_what_was_sampled(shipped, monkeypatch):

@@ -20,7 +20,7 @@ from rltk.rollout.tokens import load_tokenizer, render_prompt
 from rltk.rollout.tools.options import AttcOptions, DtsrOptions, JailOptions, ToolOptions
 from rltk.tasks import build_task
 from tests.unit.checking import changed, refusal
-from tests.unit.some_tokenizers import QWEN
+from tests.unit.some_tokenizers import QWEN, THINKING
 
 PYTHON = ToolOptions(name="python", use=["python"])
 
@@ -200,6 +200,19 @@ def test_before_ray_starts_the_template_must_show_the_tools_and_prompts_fit_with
         ask("tools=calculator", template)
     ask("tools=calculator", template, "task.max_prompt_tokens=800")
     ask(f"tools={MAZE}", template)  # of an environment the model is told nothing
+
+
+def test_only_a_run_that_appends_needs_a_template_that_only_appends(tmp_path):
+    (tmp_path / "template").write_text(THINKING)
+
+    def ask(*arguments):
+        config = resolve_model(load([f"model.chat_template={tmp_path / 'template'}", *arguments]))
+        check_prompts(config, build_task(config.task).held_out(2))
+
+    ask()
+    for arguments in (["tools=python"], ["tools=python", "attc.mode=eval"], ["dtsr.mode=eval"], [f"tools={MAZE}"]):
+        with pytest.raises(ConfigError, match=r"not append-only.*model\.chat_template=<file>.*tools=none"):
+            ask(*arguments)
 
 
 def test_defaults_act_nowhere():

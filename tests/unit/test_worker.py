@@ -17,7 +17,7 @@ from rltk.rollout.tools.types import ToolResult
 from rltk.rollout.worker import RolloutWorker
 from rltk.trajectory import Record, RewardRecord
 from tests.integration.places import TINY
-from tests.unit.some_tokenizers import QWEN
+from tests.unit.some_tokenizers import QWEN, THINKING
 from tests.unit.turning import CODE, completion
 
 ANSWER = "\\boxed{42}"
@@ -225,6 +225,18 @@ def test_what_is_being_scored_is_given_up_with_the_rollout(monkeypatch):
         return events
 
     assert asyncio.run(scene()) == ["asked", "given up"]
+
+
+def test_a_template_that_looks_ahead_will_do_where_nothing_is_appended(tmp_path):
+    (tmp_path / "template").write_text(THINKING)
+
+    def made(*options):
+        return RolloutWorker(str(TINY), [], [], {"rollout": 20.0}, str(tmp_path / "template"), *options)
+
+    assert made(ToolOptions()).stop_ids == (2,)
+    for options in ([PYTHON], [ToolOptions(), (), None, DtsrOptions("eval")]):
+        with pytest.raises(ConfigError, match="not append-only"):
+            made(*options)
 
 
 def test_a_prompt_over_its_limit_names_the_key():
