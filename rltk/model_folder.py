@@ -22,6 +22,8 @@ PACKAGED = "pkg://rltk."  # pkg://rltk.models/tiny: a folder inside the installe
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a model folder may hold that a run reads. A Hub repository's other files (ONNX, GGUF, TensorFlow) stay there.
 HUB_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.jinja", "*.txt", "*.model"]
+# Some folders (Mistral's) hold their weights a second time, under other names, for other programs.
+ANOTHER_FORMAT = "consolidated"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -86,12 +88,13 @@ def _from_hub(name: str, key: str) -> Path:
     """The folder of a Hub model: the cache first, so that a run that was started once needs no network."""
     from huggingface_hub import snapshot_download  # half a second, for ids only
 
+    wanted = {"allow_patterns": HUB_FILES, "ignore_patterns": [f"{ANOTHER_FORMAT}*"]}
     try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, local_files_only=True, **wanted))
     except (OSError, ValueError):
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, **wanted))
     except Exception as error:  # the client raises its HTTP library's errors too; the fix is the same for all
         why = " ".join(str(error).split())[:200]
         raise ConfigError(
@@ -126,6 +129,8 @@ def _weight_problems(folder: Path) -> Iterator[str]:
     if not files:
         yield f"model folder {folder} has no weights (*.safetensors or pytorch_model*.bin); fetch or save them there"
     for index in folder.glob("*.index.json"):
+        if index.name.startswith(ANOTHER_FORMAT):
+            continue
         named = (_json(index) or {}).get("weight_map", {}).values()
         missing = sorted({name for name in named if not (folder / name).is_file()})
         if missing and not (index.name.startswith("pytorch") and any(f.suffix == ".safetensors" for f in files)):
@@ -137,7 +142,8 @@ def _weight_problems(folder: Path) -> Iterator[str]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files that are loaded: safetensors where there are any, else PyTorch's, sorted by name."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    safetensors = [file for file in folder.glob("*.safetensors") if not file.name.startswith(ANOTHER_FORMAT)]
+    return sorted(safetensors) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def facts(folder: Path) -> ModelFacts:

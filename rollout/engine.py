@@ -105,6 +105,9 @@ class RolloutEngine:
             "enforce_eager": options.enforce_eager,
             "seed": options.seed,
             "logprobs_mode": "processed_logprobs",
+            # As the learner reads the folder: vLLM prefers Mistral's own config and weights where they lie beside.
+            "config_format": "hf",
+            "load_format": "hf",
             "generation_config": "vllm",  # the model folder's sampling defaults (top_p, ...) must not leak in
             "hf_overrides": overrides,
             "disable_log_stats": True,

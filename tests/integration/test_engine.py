@@ -1,8 +1,12 @@
 """The real vLLM engine against transformers: log-probs, seeds, weight updates, the tied-embedding trap."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rltk.errors import MismatchError, RltkError, WeightMismatchError
 from rltk.rollout import weight_file, weights
@@ -15,9 +19,17 @@ STOP = (2,)
 
 
 @pytest.fixture(scope="module")
-def engine():
+def engine(tmp_path_factory):
+    """Of a folder that has its weights a second time as Mistral's have them, but wrong: they are not read."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    shutil.copytree(TINY, folder)
+    (folder / "params.json").write_text("{}")
+    save_file({"tok_embeddings.weight": torch.zeros(2)}, folder / "consolidated.safetensors")
+    names = load_file(folder / "model.safetensors")
+    index = {"weight_map": {name: "model.safetensors" for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return RolloutEngine(
-        EngineOptions(str(TINY), "float32", context=96, device="cpu", max_sequences=16, kv_cache_gib=0.1)
+        EngineOptions(str(folder), "float32", context=96, device="cpu", max_sequences=16, kv_cache_gib=0.1)
     )
 
 

@@ -93,6 +93,15 @@ def test_a_shard_that_the_index_names_and_the_folder_lacks_is_refused(base, mode
     assert "lacks model-2.safetensors" in refusal(with_model(base, model))
 
 
+def test_weights_that_lie_there_again_in_another_format_are_left_alone(base, model):
+    """As Mistral's do: counted, they would double the model."""
+    before = facts(model)
+    (model / "consolidated.safetensors").write_bytes(b"")
+    index = {"weight_map": {"a": "consolidated-00001.safetensors"}}
+    (model / "consolidated.safetensors.index.json").write_text(json.dumps(index))
+    assert check(with_model(base, model)) == [] and facts(model) == before
+
+
 def with_keys(folder: Path, **keys) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | keys))
