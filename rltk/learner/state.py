@@ -31,6 +31,8 @@ TOKENIZER_FILES = (
     "vocab*",
     "merges.txt",
     "added_tokens.json",
+    "spiece.model",
+    "tekken.json",
 )
 
 

@@ -26,11 +26,13 @@ def test_a_folder_whose_generation_config_transformers_does_not_save_is_saved_wi
     shutil.copytree(TINY, source)
     own = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2, "pad_token_id": 0}
     (source / "generation_config.json").write_text(json.dumps(own))
+    (source / "spiece.model").write_bytes(b"a tokenizer's")
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     learner = SimpleNamespace(
         rank=0, policy=SimpleNamespace(model=model), settings=SimpleNamespace(model=str(source))
     )  # fmt: skip
     state.save_hugging_face(learner, str(written))
     assert json.loads((written / "generation_config.json").read_text()) == own
+    assert (written / "spiece.model").read_bytes() == b"a tokenizer's"
     again = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
