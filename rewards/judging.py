@@ -88,5 +88,7 @@ def _question(trajectory: Trajectory, record: Record, scored: RewardRecord) -> Q
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
     kept = {name: verdict.detail[name] for name in KEPT if name in verdict.detail}
+    if verdict.value is None:
+        kept["reason"] = str(verdict.detail.get("reason") or verdict.detail.get("error") or "")[:200]
     said = {"value": verdict.value, "flawed": verdict.flawed, "cause": verdict.cause, "seconds": verdict.seconds}
     return said | kept

@@ -181,6 +181,9 @@ def _apply(
     tree: DictConfig, settings: list[tuple[str, Any]], chosen: dict[str, Any], known_groups: dict[str, list[str]]
 ) -> None:
     free = [*FREE_KEYS, *(group for group in PLUGS if chosen.get(group) == "custom")]
+    judge = dict(settings).get(f"{JUDGE}.judge")
+    if judge is not None and judge != OmegaConf.select(tree, f"{JUDGE}.judge"):
+        OmegaConf.update(tree, f"{JUDGE}.judge_options", {}, merge=False)  # those were the other judge's
     known = list(_keys(tree))
     for key, value in settings:
         group = key.rpartition(".")[0]

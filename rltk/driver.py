@@ -26,6 +26,7 @@ from rltk.config import Config
 from rltk.errors import RltkError
 from rltk.evaluation import evaluate
 from rltk.gathering import Gathered, gather
+from rltk.genrm_metrics import unjudged
 from rltk.interrupt import first_interrupt_calls
 from rltk.judges import JudgeWatch
 from rltk.learner.group import LearnerGroup, RankDiedError
@@ -204,10 +205,12 @@ class Driver:
             def rollouts(jobs: Sequence[Job], sampling: Sampling, what: str) -> RolloutResult:
                 return self.recovery.surviving(lambda: self.rollouts(jobs, sampling, what))
 
-            figures, _ = evaluate(
+            figures, drawn = evaluate(
                 rollouts, self.held_out, self.config.evaluation.samples, self.sampling, self.config.seed,
                 self.config.evaluation.greedy, getattr(self.task, "figures", None),
             )  # fmt: skip
+            if line := unjudged(drawn):
+                self._say(f"held out after step {self.state.step}: {line}")
             self.tracker.evaluation(self.state.step, figures)
             if self.state.summary.evaluated(self.state.step, figures):
                 self.learner.write_model(self.folder / "best")

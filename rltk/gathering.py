@@ -19,6 +19,7 @@ import numpy as np
 from rltk.algorithms import Objective
 from rltk.config import Batch
 from rltk.errors import MismatchError
+from rltk.genrm_metrics import unjudged
 from rltk.ledger import Ledger
 from rltk.prompting import Prompting
 from rltk.rollout.worker import RolloutResult
@@ -55,6 +56,8 @@ class Gathered:
         for what, reasons in told.items():
             if reasons:
                 yield f"{len(reasons)} samples {what} first: {reasons[0]}"
+        if line := unjudged(self.sampled):
+            yield line
 
     @property
     def refused_share(self) -> float:

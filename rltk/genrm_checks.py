@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rltk import gguf
 from rltk.compose import JUDGE
 from rltk.config import Config
 from rltk.errors import ConfigError
-from rltk.model_folder import facts, folder_problems
+from rltk.model_folder import PACKAGED, facts, folder_problems
 from rltk.placement import place
 
 LEAST_PROMPT = 64  # tokens: a prompt that fits in less asks nothing
@@ -52,6 +53,11 @@ def _server(config: Config) -> Iterator[str]:
         yield f"{JUDGE}.url = {options.url!r} is no address: write it as http://<host>:<port>/v1"
     if not options.model:
         yield f"{JUDGE}.url needs the model's name there: set {JUDGE}.model=<name>"
+    elif options.model.startswith((PACKAGED, gguf.SCHEME)):
+        yield (
+            f"{JUDGE}.url = {options.url!r} with {JUDGE}={options.name}, whose model is {options.model}: a server has "
+            f"models of its own; write {JUDGE}={options.url} {JUDGE}.model=<name there>"
+        )
 
 
 def _judge(config: Config) -> Iterator[str]:

@@ -53,3 +53,13 @@ def _against(known: Sequence[tuple[bool, bool]]) -> dict[str, float]:
     figures |= {"precision": hits / said} if said else {}
     figures |= {"recall": hits / true} if true else {}
     return figures | ({"f1": 2 * hits / (said + true)} if said + true else {})
+
+
+def unjudged(trajectories: Sequence[Trajectory]) -> str:
+    """A line for people about answers that count although the judge gave no verdict; "" where there are none."""
+    rewards = [t.reward for t in trajectories if t.reward is not None and t.reward.value is not None]
+    found = [r.detail["genrm"] for r in rewards if r.detail.get("genrm", {}).get("cause")]
+    if not found:
+        return ""
+    why = f"{found[0]['cause']} {found[0].get('reason', '')}".strip()
+    return f"{len(found)} answers count without a verdict of the judge, first: {why}"

@@ -47,16 +47,22 @@ class JudgeWatch:
         self._judges, self._options, self._say = judges, config.reward.genrm, say
 
     def begin(self) -> None:
-        """The first look, which later ones are compared with. InfrastructureError if not one canary gets an answer:
-        no sample would."""
-        if self._judges.service is None:
+        """The first look, which later ones are compared with. InfrastructureError if it fails or not one canary gets a
+        verdict: no sample would."""
+        service = self._judges.service
+        if service is None:
             return
-        if self._canary().get("genrm/canary_unanswered") == 1.0:
-            stats = self._ask("stats", LOOK_S) or {}
+        limit = self._options.deadline_s + MARGIN_S
+        try:
+            report = watch.get(service.canary.remote(), "canary", "driver", "genrm service", limit, peek=[service])
+        except RayError as error:
+            words = str(error).strip().rpartition("\n")[2]
+            raise InfrastructureError(f"the judge could not be asked its canaries: {words}") from error
+        if report.unanswered == 1.0:
             raise InfrastructureError(
-                f"the judge answered none of its canaries: {(stats.get('router') or {}).get('failed')}. Fix: see what "
-                "its engine or server says above; a longer reward.genrm.context for too_long; or questions that "
-                "fit the judge in reward.genrm.canary_file."
+                f"the judge gave none of its canaries a verdict; the first: {report.why}. Fix: the judge, its engine "
+                "or its server; a longer reward.genrm.context for too_long; or questions that fit the judge in "
+                "reward.genrm.canary_file."
             )
 
     def figures(self, step: int, last: bool) -> dict[str, float]:

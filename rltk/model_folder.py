@@ -49,6 +49,8 @@ def resolve_model(config: Config) -> Config:
     judge = config.reward.genrm
     if not judge.enabled or judge.url:
         return config
+    if judge.name == "server":
+        raise ConfigError(f"{JUDGE}.url has no value: write {JUDGE}=http://<host>:<port>/v1 {JUDGE}.model=<name there>")
     judge = replace(judge, model=_folder(judge.model, JUDGE), chat_template=_absolute(judge.chat_template))
     return replace(config, reward=replace(config.reward, genrm=judge))
 

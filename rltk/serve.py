@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import signal
+import socket
 import sys
 
 from rltk.cli import run_entry, wants_help
@@ -34,8 +35,9 @@ def main(argv: list[str]) -> int:
     options = config.reward.genrm
     if not options.enabled:
         raise ConfigError("which judge? Write reward.genrm=tiny, a model's folder or id, or a server's address")
-    if not place_of["port"].isdecimal():
-        raise ConfigError(f"port = {place_of['port']!r} must be a number")
+    if not place_of["port"].isdecimal() or not 0 < int(place_of["port"]) < 1 << 16:
+        raise ConfigError(f"port = {place_of['port']!r} must be a number from 1 to 65535")
+    _check_free(place_of["host"], int(place_of["port"]))
     if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("fastapi") is None:
         raise ConfigError('Ray Serve is not installed: pip install "ray[serve]" grpcio-reflection')
 
@@ -64,6 +66,15 @@ def main(argv: list[str]) -> int:
             serve.stop()
             roles.stop()
     return 0
+
+
+def _check_free(host: str, port: int) -> None:
+    """Ray Serve would share a port with another one's front, and each get some of the questions."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{host}:{port} cannot be had: {error.strerror}; take another port=<number>") from None
 
 
 if __name__ == "__main__":

@@ -115,6 +115,9 @@ class EngineBackend:
             self._meeting = asyncio.ensure_future(self._meet())
         if completion.finish_reason not in ("stop", "length"):
             raise JudgeUnavailable("unavailable", f"the engine ended it with {completion.finish_reason!r}")
+        if completion.finish_reason == "length" and room < prompt.max_tokens:
+            words = f"the prompt has {len(ids)} tokens and leaves {room} of reward.genrm.context = {self._context}"
+            raise JudgeUnavailable("too_long", f"{words} for a reply, which may have {prompt.max_tokens}: it was cut")
         text = self._chat.decode(completion.ids.tolist())
         return Reply(text, completion.finish_reason, len(completion.ids), self.name)
 

@@ -18,6 +18,7 @@ from rltk.rewards.genrm.types import Question, Verdict
 EXAMPLES = Path(__file__).parent / "examples"
 SHIPPED = EXAMPLES / "canary.jsonl"
 SHIPPED_FOR_WRONG = EXAMPLES / "canary_wrong.jsonl"  # answers of which the rule says no, rightly or not
+FORMAT = 'each line is {"problem": text, "response": text, "reference": text or null, "flawed": true or false}'
 TOLERANCE = 0.1  # of a value: batches of other sizes round otherwise
 UNREADABLE = "parse_fail"  # the model's own doing, unlike every other cause; it counts as a verdict here
 
@@ -34,13 +35,14 @@ class CanaryReport:
 
     drift: of the answers to questions that were answered before, those that differ from what most replicas said at
     first; `replicas`: the same by replica. accuracy: of the verdicts, the right ones (a judge that gives no label says
-    "flawed" with a value of at most .5). unanswered: of all asked, without verdict.
+    "flawed" with a value of at most .5). unanswered: of all asked, without verdict. why: of the first of those.
     """
 
     drift: float | None
     accuracy: float | None
     unanswered: float
     replicas: dict[str, float | None]
+    why: str = ""
 
 
 def load_canaries(path: str | None, when: str = "all") -> list[Canary]:
@@ -48,13 +50,16 @@ def load_canaries(path: str | None, when: str = "all") -> list[Canary]:
     for a file that cannot be read, is empty, or whose lines are not such questions."""
     source = Path(path) if path else SHIPPED_FOR_WRONG if when == "wrong" else SHIPPED
     try:
-        lines = [line for line in source.read_text(encoding="utf-8").split("\n") if line.strip()]
-        found = [_canary(number, json.loads(line)) for number, line in enumerate(lines)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"canaries cannot be read from {source}: {error!r}; each line is "
-            '{"problem": text, "response": text, "reference": text or null, "flawed": true or false}'
-        ) from error
+        lines = source.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"canaries cannot be read from {source}: {error!r}; {FORMAT}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found += [_canary(len(found), json.loads(line))] if line.strip() else []
+        except (ValueError, KeyError, TypeError) as error:
+            words = f"canaries cannot be read from {source}, line {number}: {error!r}"
+            raise ConfigError(f"{words}; {FORMAT}") from error
     if not found:
         raise ConfigError(f"{source} (reward.genrm.canary_file) holds no canaries")
     return found
@@ -64,7 +69,7 @@ def _canary(number: int, row: Any) -> Canary:
     problem, response, reference, flawed = row["problem"], row["response"], row.get("reference"), row["flawed"]
     texts = isinstance(problem, str) and isinstance(response, str) and isinstance(reference, str | None)
     if not (texts and isinstance(flawed, bool)):
-        raise TypeError(f"line {number + 1} holds something of another type")
+        raise TypeError("something of another type")
     return Canary(Question(f"canary-{number}", problem, response, reference), flawed)
 
 
@@ -80,11 +85,13 @@ class CanaryWatch:
         changed: dict[str, list[bool]] = {name: [] for name in answers}
         right: list[bool] = []
         asked = unanswered = 0
+        why = ""
         for number, canary in enumerate(self.canaries):
             given = {name: verdicts[number] for name, verdicts in answers.items()}
             said = {name: verdict for name, verdict in given.items() if verdict.value is not None or _unread(verdict)}
             asked += len(given)
             unanswered += len(given) - len(said)
+            why = why or next((_why(verdict) for name, verdict in given.items() if name not in said), "")
             if said:
                 first = self._first.setdefault(canary.question.uid, _most_said(list(said.values())))
             for name, verdict in said.items():
@@ -95,7 +102,11 @@ class CanaryWatch:
                     right.append(flawed == canary.flawed)
         everything = [one for of_replica in changed.values() for one in of_replica]
         shares = {name: _share(of_replica) for name, of_replica in changed.items()}
-        return CanaryReport(_share(everything), _share(right), unanswered / max(asked, 1), shares)
+        return CanaryReport(_share(everything), _share(right), unanswered / max(asked, 1), shares, why)
+
+
+def _why(verdict: Verdict) -> str:
+    return f"{verdict.cause}: {verdict.detail.get('reason', '')}"
 
 
 def _unread(verdict: Verdict) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
     for name, part in (figures.get("subsets") or figures.get("by_attack") or {}).items():
         words = _shown(part) if not isinstance(part, dict) else "  ".join(f"{k} {_shown(v)}" for k, v in part.items())
         print(f"  {name:<22}{words}")
-    command = f"python -m rltk.rewards.genrm.harness {' '.join(argv)}"
+    command = f"python -m rltk.rewards.genrm.harness {shlex.join(argv)}"
     print(
         json.dumps({"benchmark": arguments.benchmark, "judge": options.judge, "command": command, "figures": figures})
     )
@@ -112,7 +113,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=64, help="questions under way")
     parser.add_argument("--deadline-s", type=float, default=600.0, help="of one question")
     parser.add_argument("files", nargs="*", help="JSON lines; none: our own examples")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.at_once < 1 or not arguments.deadline_s > 0:
+        parser.error("--at-once must be at least 1, and --deadline-s above 0")
+    return arguments
 
 
 def _judge_options(text: str) -> dict[str, Any]:

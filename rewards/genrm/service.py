@@ -146,7 +146,10 @@ class GenRMService:
 
         async def work() -> Verdict:
             async with asyncio.timeout(deadline - time.monotonic() + GRACE_S):
-                return await judge.judge(question, session.ask)
+                verdict: Any = await judge.judge(question, session.ask)
+            if not isinstance(verdict, Verdict):
+                raise TypeError(f"the judge {judge.name} returned {type(verdict).__name__}, not a Verdict")
+            return verdict
 
         return await _caught(work, _no_verdict, question.uid)
 

@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rltk.errors import ConfigError
 from rltk.rewards.genrm.escape import escape
@@ -62,7 +63,9 @@ class Template:
         return _PLACE.sub(lambda place: inner if place[1] == "parts" else escape(values[place[1]] or ""), body)
 
 
-def _read(name: str) -> str:
+def _read(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ConfigError(f"template {name!r} is not the name of one, nor the path of a .txt file")
     path = Path(name) if name.endswith(".txt") else SHIPPED / f"{name}.txt"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.txt")))

@@ -248,6 +248,28 @@ def test_a_prompt_that_no_engine_could_answer_is_sent_to_none(chat, cause):
     assert error.value.cause == cause
 
 
+@pytest.mark.parametrize("room, cause", [(4, "too_long"), (64, "")])
+def test_a_reply_that_the_context_cuts_is_none(room, cause):
+    """It would read as a verdict that the model could not write."""
+    options = GenRMOptions(model=str(TINY))
+    chat = Chat(options)
+    cut = Completion("q", np.array([5, 6, 7, 8]), np.zeros(4), "length", (0, 0))
+
+    class Actor:
+        class complete:
+            @staticmethod
+            def remote(*_):
+                return asyncio.sleep(0, cut)
+
+    backend = EngineBackend("r", Actor, chat, replace(options, context=len(chat.encode(PROMPT)) + room))
+    backend._process = Process("node", 1, 0.0)
+    try:
+        reply = asyncio.run(backend.generate(replace(PROMPT, max_tokens=8), 5.0, "q"))
+        assert (reply.finish_reason, "") == ("length", cause)
+    except JudgeUnavailable as error:
+        assert error.cause == cause and "leaves 4 of reward.genrm.context" in str(error)
+
+
 def test_a_replica_of_our_own_is_given_ahead_and_a_server_no_more_than_was_said():
     ours, theirs = replace(QUICK, model=str(TINY)), replace(QUICK, url="http://127.0.0.1:1/v1")
     assert EngineBackend("r", None, Mute(), ours).slots == 2 * ours.max_sequences == ours.places

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
+from rltk import serve
 from rltk.checks import check
 from rltk.compose import load
 from rltk.config import Config
@@ -79,7 +82,30 @@ def test_what_cannot_judge_is_refused_with_the_fix(argv, words):
     assert words in problems(run(*argv))
 
 
+def test_a_port_that_is_none_or_taken_is_refused_before_ray_starts():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port, words in ((str(taken.getsockname()[1]), "cannot be had"), ("65536", "1 to 65535"), ("x", "a number")):
+            with pytest.raises(ConfigError, match=words):
+                serve.main(["reward.genrm=tiny", f"port={port}"])
+
+
+def test_another_judge_is_not_given_the_options_of_the_choices_own():
+    """`reward.genrm=tiny` has a template for the judge fapo."""
+    assert run("reward.genrm=tiny", "reward.genrm.judge=answer_equivalence").reward.genrm.judge_options == {}
+    assert problems(run("reward.genrm=tiny", "reward.genrm.judge=tests.integration.genrm_judge:Echo")) == ""
+    same = run(
+        "reward.genrm=tiny", "reward.genrm.judge=fapo", "reward.genrm.judge_options.seed=3"
+    ).reward.genrm.judge_options
+    assert same == {"template": "fapo_short.v1", "max_tokens": 128, "seed": 3}
+    docs = "reward.genrm.judge_options={judges:[fapo,{name:fapo,seed:1,temperature:0.6}],combine:worst}"
+    assert problems(run("reward.genrm=tiny", "reward.genrm.judge=ensemble", docs)) == ""
+
+
 def test_a_server_needs_an_address_and_a_name():
+    with pytest.raises(ConfigError, match=r"reward\.genrm\.url has no value: write reward\.genrm=http"):
+        resolve_model(load(["reward.genrm=server", "reward.genrm.model=m"]))
+    ours = resolve_model(load(["reward.genrm=tiny", "reward.genrm.url=http://h/v1"]))
+    assert "a server has models of its own; write reward.genrm=http://h/v1" in problems(ours)
     config = resolve_model(load(["reward.genrm=http:///v1", "reward.genrm.model=m"]))
     assert "is no address" in problems(config)
     config = changed(config, {"reward.genrm": GenRMOptions(name="server", url="http://h:1/v1")})

@@ -313,11 +313,32 @@ def test_your_own_judge_by_path():
         ("no_such_module:Judge", {}, "no_such_module"),
         ("json:Judge", {}, "no class 'Judge'"),
         ("json:JSONDecoder", {}, "neither judge"),
+        ("fapo", {"template": None}, "template None is not the name"),
+        (f"{__name__}:Breaks", {}, "cannot be built .*RuntimeError: no weights"),
+        (f"{__name__}:Nameless", {}, "Nameless has no `version`"),
+        (f"{__name__}:Waits", {}, "Waits.judge must be `async def`"),
     ],
 )
 def test_what_is_no_judge_is_named(name, options, words):
     with pytest.raises(ConfigError, match=words):
         build_judge(name, **options)
+
+
+class Nameless:
+    name = "nameless"
+
+    async def judge(self, question, ask): ...
+
+
+class Waits(Nameless):
+    version = "1"
+
+    def judge(self, question, ask): ...
+
+
+class Breaks(Nameless):
+    def __init__(self):
+        raise RuntimeError("no weights")
 
 
 # -- types -------------------------------------------------------------------------------------------------------------

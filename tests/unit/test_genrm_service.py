@@ -408,6 +408,32 @@ def test_canaries_of_a_judge_of_wrong_answers_are_asked_of_its_model():
     assert asyncio.run(scene("gone"))[:2] == (None, 1.0)
 
 
+def test_what_is_no_verdict_is_no_reward_and_canaries_say_why():
+    class Dict:
+        name, version = "dict", "1"
+
+        async def judge(self, question, ask):
+            return {"value": 1.0}
+
+    async def scene():
+        judges = service(Fake("a"))
+        judges._judge = Dict()
+        (verdict,) = await judges.judge([question(1)])
+        return verdict, await judges.canary()
+
+    verdict, report = asyncio.run(scene())
+    assert (verdict.value, verdict.cause) == (None, "internal")
+    assert report.unanswered == 1.0 and report.why == "internal: TypeError: the judge dict returned dict, not a Verdict"
+
+
+def test_a_wrong_canary_is_named_by_its_line(tmp_path):
+    file = tmp_path / "canaries.jsonl"
+    good = json.dumps({"problem": "p", "response": "r", "reference": None, "flawed": True})
+    file.write_text(f"{good}\n\n{good}\nno json\n")
+    with pytest.raises(ConfigError, match="line 4: JSONDecodeError"):
+        load_canaries(str(file))
+
+
 def test_a_line_ends_where_json_lines_end(tmp_path):
     file = tmp_path / "canaries.jsonl"
     row = {"problem": "p\u2028q\x85r", "response": "r", "reference": None, "flawed": False}

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rltk.genrm_metrics import genrm_figures
+from rltk.genrm_metrics import genrm_figures, unjudged
 from rltk.learner.scored import advantage_by_verdict
 from rltk.rewards.genrm.options import GenRMOptions
 from rltk.rewards.genrm.types import Verdict
@@ -130,6 +130,15 @@ def test_figures_count_verdicts_and_measure_them_against_the_rule():
     assert figures["genrm/flawed"] == 0.5 and figures["genrm/rule_flawed"] == 0.5
     assert figures["genrm/precision"] == figures["genrm/recall"] == figures["genrm/f1"] == 0.5
     assert genrm_figures([trajectory(0, RIGHT)]) == {}
+
+
+def test_what_counts_without_a_verdict_is_told():
+    options = replace(OPTIONS, on_failure="flawed")
+    found, _ = judged([UNCHECKED, RIGHT, WRONG], [LATE, SOUND], options)
+    line = unjudged([trajectory(n, record) for n, record in enumerate(found)])
+    assert line == "1 answers count without a verdict of the judge, first: timeout no place was free"
+    masked, _ = judged([UNCHECKED], [LATE])
+    assert unjudged([trajectory(0, masked[0])]) == ""  # left out, which is told as such
 
 
 def test_a_verdict_that_nobody_gave_counts_against_recall():

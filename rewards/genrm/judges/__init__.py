@@ -33,9 +33,19 @@ def build_judge(name: str, **options: Any) -> Judge | Comparer:
             known = ", ".join(parameters) or "none"
             raise ConfigError(f"judge {name}: unknown option {option!r}{_nearest(option, parameters)}; known: {known}")
     try:
-        return judge_class(**options)
-    except TypeError as error:
-        raise ConfigError(f"judge {name} cannot be built with {options}: {error}") from error
+        judge = judge_class(**options)
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's own may fail in any way; the cause is chained
+        words = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"judge {name} cannot be built with {options}: {words}") from error
+    for attribute in ("name", "version"):
+        if not isinstance(getattr(judge, attribute, None), str):
+            raise ConfigError(f"judge {name}: {judge_class.__name__} has no `{attribute}`, which is a text")
+    for method in ("judge", "compare"):
+        if callable(found := getattr(judge, method, None)) and not inspect.iscoroutinefunction(found):
+            raise ConfigError(f"judge {name}: {judge_class.__name__}.{method} must be `async def`; it is awaited")
+    return judge
 
 
 def asked_when(options: GenRMOptions) -> str:
