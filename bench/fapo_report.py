@@ -70,8 +70,20 @@ def judge(runs: Runs) -> dict[str, float]:
         shares = [run["train"].get("advantage/flawed_positive", [])[part] for run in mine]
         known = [share for run in shares for share in run if share is not None]
         found |= {f"flawed_gaining_{which}_{FEW}_steps": statistics.fmean(known)} if known else {}
+    rates = [rate for run in mine if (rate := alarms(run["train"])) is not None]
+    found |= {"judge_alarm_in_training": statistics.fmean(rates)} if rates else {}
     found |= {f"switch_step_s{n}": step for n, run in enumerate(mine) if (step := switch(run)) is not None}
     return found
+
+
+def alarms(train: dict[str, list[float | None]]) -> float | None:
+    """Share of the sound right answers of all steps that the judge called flawed."""
+    false = sound = 0.0
+    names = ("accuracy", "genrm/flawed", "genrm/precision", "genrm/rule_flawed")
+    for right, called, precision, flawed in zip(*(train.get(name, []) for name in names), strict=False):
+        false += (right or 0.0) * (called or 0.0) * (1 - (precision or 0.0))
+        sound += (right or 0.0) * (1 - (flawed or 0.0))
+    return false / sound if sound else None
 
 
 def switch(run: dict[str, Any]) -> int | None:

@@ -57,7 +57,7 @@ class Chat:
 def _shows_system(tokenizer: Any) -> bool:
     try:
         ids = render_prompt(tokenizer, ({"role": "system", "content": "rubric"}, {"role": "user", "content": "yes"}))
-    except Exception:  # each template has its own way to refuse
+    except ConfigError:  # the template refuses
         return False
     return "rubric" in decode(tokenizer, ids, special=False)
 

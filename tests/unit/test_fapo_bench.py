@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.fapo import judge_errors, lab_arms
-from bench.fapo_report import report, smoothed, summary, switch
+from bench.fapo_report import alarms, report, smoothed, summary, switch
 from rltk.lab.data import with_label_errors
 from rltk.trajectory import RewardRecord
 
@@ -33,6 +33,14 @@ def test_a_judges_error_rates_come_back_from_its_precision_and_recall():
     miss, alarm = judge_errors({"runs": {"fapo-s0": {"judge": [row]}}})
     assert (miss, alarm) == (pytest.approx(0.25), pytest.approx(0.1))
     assert [arm.label_miss for arm in lab_arms(0, miss, alarm)] == [0.0, 0.0, miss]
+
+
+def test_false_alarms_in_training_are_of_the_sound_answers_of_all_steps():
+    """Of 100: 50 right, 20 of those flawed, 24 called so, 15 rightly; 80 right and sound, 8 called flawed; 90, none."""
+    train = {"accuracy": [0.5, 0.8, 0.9], "genrm/flawed": [0.48, 0.1, None], "genrm/precision": [15 / 24, 0.0, None],
+             "genrm/rule_flawed": [0.4, 0.0, None]}  # fmt: skip
+    assert alarms(train) == pytest.approx((9 + 8) / (30 + 80 + 90))
+    assert alarms({}) is None
 
 
 def run(values, accuracy=0.9, flawed=0.1):
