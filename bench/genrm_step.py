@@ -37,7 +37,7 @@ JUDGE = ["reward.genrm.evaluate=false", "reward.genrm.judge=bench.genrm_parts:Re
 JUDGE_ON_GPU = [f"reward.genrm={SMOLLM2}", "reward.genrm.dtype=bfloat16", "reward.genrm.enforce_eager=false",
                 "reward.genrm.context=2048", "reward.genrm.max_sequences=256",
                 "reward.genrm.judge_options.max_tokens=256"]  # fmt: skip
-JUDGE_ON_CPU = ["reward.genrm=tiny"]
+JUDGE_ON_CPU = ["reward.genrm=tiny", "reward.genrm.judge_options={template: fapo_short.v1, max_tokens: 128}"]
 JUDGED = ("genrm/asked", "genrm/unknown", "genrm/replies", "genrm/seconds", "genrm/seconds_p95")
 
 
