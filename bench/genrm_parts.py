@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import ray
 import rltk
 from bench.genrm_accounts import Outcome
 from rltk import gguf
+from rltk.files import write_json, write_text
 from rltk.rewards.genrm.asking import Interview, Sampling, as_verdict
 from rltk.rewards.genrm.client import GenRMClient
 from rltk.rewards.genrm.engine import JudgeEngine, replica_options
@@ -44,6 +46,25 @@ def model_folder(name: str) -> str:
         "smollm2": lambda: str(gguf.folder_of(SMOLLM2)),
     }
     return known[name]() if name in known else name
+
+
+def unending(folder: Path, into: Path, token: str = "<file_sep>") -> Path:
+    """SmolLM2 as in `folder`, its weights linked, whose turns end in `token`, which it never writes: replies as long as
+    they may be, on the way that every model takes."""
+    into.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.name.endswith(".safetensors"):
+            (into / file.name).symlink_to(file.resolve())
+        else:
+            (into / file.name).write_bytes(file.read_bytes())
+    number = load_tokenizer(str(folder)).convert_tokens_to_ids(token)
+    for name, end in {"config": number, "generation_config": number, "tokenizer_config": token}.items():
+        found = json.loads((into / f"{name}.json").read_text())
+        found["eos_token" if isinstance(end, str) else "eos_token_id"] = end
+        write_json(into / f"{name}.json", found)
+    template = into / "chat_template.jinja"
+    write_text(template, template.read_text().replace("<|im_end|>", token))
+    return into
 
 
 # -- judges ------------------------------------------------------------------------------------------------------------

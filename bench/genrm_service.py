@@ -105,8 +105,8 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     step = arms.add_parser("step")
     step.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
     step.add_argument("--steps", type=int, default=4, help="the first is left out of the figures")
-    step.add_argument("--shares", type=splits, default=["0.30:0.10", "0.30:0.20"],
-                      help="of the GPU's memory, policy's and judge's engines: 0.30:0.10,0.30:0.20")  # fmt: skip
+    step.add_argument("--shares", type=splits, default=["0.30:0.20", "0.30:0.10"],
+                      help="of the GPU's memory, policy's and judge's engines: 0.30:0.20,0.30:0.10")  # fmt: skip
     step.add_argument("--start", type=Path, default=Path("runs/smollm2_long"), help="GPU: the policy; made if need be")
     step.add_argument("keys", nargs="*", help="of rltk.train, for every run")
     return parser.parse_args(words)

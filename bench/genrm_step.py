@@ -1,13 +1,13 @@
 """The step arm of bench.genrm_service: what a judge adds to a training step on one GPU that it shares.
 
 FAPO with and without its judge, which is asked about every answer that the rule found right. On a GPU both models are
-SmolLM2: the policy (float32) after a warm start on solutions of 24 to 30 steps, some 400 tokens, which this makes where
-`--start` is not there yet; the judge (bfloat16) as it comes, with replies of at most 256 tokens. It is
+SmolLM2: the policy (float32) after a warm start on solutions of 24 to 30 steps, some 430 tokens, which this makes where
+`--start` is not there yet; the judge (bfloat16) as it comes, but that nothing ends its replies before 256 tokens. It is
 bench.genrm_parts:Reader, whose questions are all asked, none joined, and who finds every solution sound: the same
 samples are trained on with and without it. On a CPU both are the tiny ones, which shows that it works.
 
-Splits of the GPU's memory are the policy's engine's share and the judge's; the learner has the rest, in the run without
-the judge too.
+Splits of the GPU's memory are the policy's engine's share and the judge's; the learner has the rest, in the runs
+without the judge too. Those come first and last: a machine that changes meanwhile shows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.genrm_parts import ROOT, SMOLLM2, model_folder
+from bench.genrm_parts import ROOT, model_folder, unending
 
 LIMIT_S = 1800  # of a run, and of the warm start
 COMMON = ["algorithm=fapo", "tracker=none", "evaluation.every=0", "evaluation.problems=8", "evaluation.samples=1",
@@ -34,9 +34,9 @@ ON_GPU = ["task=arithmetic_long", f"task.levels={LEVELS}", "task.max_prompt_toke
           "rollout.enforce_eager=false", "batch.prompts=128"]  # fmt: skip
 ON_CPU = ["model=tiny", "task.levels=[1]", "batch.prompts=8", "rollout.kv_cache_gib=0.25"]
 JUDGE = ["reward.genrm.evaluate=false", "reward.genrm.judge=bench.genrm_parts:Reader"]
-JUDGE_ON_GPU = [f"reward.genrm={SMOLLM2}", "reward.genrm.dtype=bfloat16", "reward.genrm.enforce_eager=false",
-                "reward.genrm.context=2048", "reward.genrm.max_sequences=256",
-                "reward.genrm.judge_options.max_tokens=256"]  # fmt: skip
+TOKENS = 256  # of the judge's replies, on a GPU
+JUDGE_ON_GPU = ["reward.genrm.dtype=bfloat16", "reward.genrm.enforce_eager=false", "reward.genrm.context=2048",
+                "reward.genrm.max_sequences=256", f"reward.genrm.judge_options.max_tokens={TOKENS}"]  # fmt: skip
 JUDGE_ON_CPU = ["reward.genrm=tiny", "reward.genrm.judge_options={template: fapo_short.v1, max_tokens: 128}"]
 JUDGED = ("genrm/asked", "genrm/unknown", "genrm/replies", "genrm/seconds", "genrm/seconds_p95")
 
@@ -44,34 +44,53 @@ JUDGED = ("genrm/asked", "genrm/unknown", "genrm/replies", "genrm/seconds", "gen
 def run(
     arguments: argparse.Namespace, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """keep: is given the figures so far after every split."""
+    """keep: is given the figures so far after every run with the judge."""
     gpu = arguments.device == "gpu"
+    names = arguments.shares if gpu else [":"]
+    splits = [tuple(name.split(":")) for name in names]
     common = [*COMMON, *([f"model={_start(arguments.start)}", *ON_GPU] if gpu else ON_CPU), f"steps={arguments.steps}",
               f"cluster.device={arguments.device}", *arguments.keys]  # fmt: skip
-    figures: dict[str, Any] = {"device": arguments.device, "steps": arguments.steps, "splits": {}}
-    alone: dict[str, dict[str, Any]] = {}  # by the policy's engine's share
-    for split in arguments.shares if gpu else ["cpu"]:
-        mine, _, its = split.partition(":")
-        own = [f"rollout.gpu_memory_share={mine}"] if gpu else []
-        judge = [*JUDGE, *([*JUDGE_ON_GPU, f"reward.genrm.gpu_memory_share={its}"] if gpu else JUDGE_ON_CPU)]
-        if mine not in alone:
-            alone[mine] = _train([*common, *own])
-            if alone[mine]["right"] < LEAST_RIGHT:
+    alone: dict[str, list[dict[str, Any]]] = {mine: [] for mine, _ in splits}
+    judged: dict[str, dict[str, Any]] = {}
+
+    def train_alone() -> None:
+        for mine, runs in alone.items():
+            runs.append(found := _train([*common, *_share("rollout", mine)]))
+            if found["right"] < LEAST_RIGHT:
                 raise RuntimeError(
-                    f"in one step the policy got {alone[mine]['right']:.1%} right: a judge of these has too little to "
+                    f"in one step the policy got {found['right']:.1%} right: a judge of these has too little to "
                     "read; give another --start, or a lower learner.lr if the first step's accuracy was higher"
                 )
-            say(f"{mine:12} step {alone[mine]['step_s']:.2f} s alone: {_stages(alone[mine])}")
-        judged = _train([*common, *own, *judge])
-        if not judged["counts"].get("asked"):
-            raise RuntimeError("the judge was asked nothing: the policy got nothing right, see its accuracy above")
-        added = judged["step_s"] / alone[mine]["step_s"] - 1
-        figures["splits"][split] = {"alone": alone[mine], "judged": judged, "added_share": added}
-        say(f"{split:12} step {judged['step_s']:.2f} s with the judge: {added:+.1%}; {_stages(judged)}; "
-            f"{judged['counts']}; {judged['judge']}")  # fmt: skip
-        figures["added_step_share"] = min(split["added_share"] for split in figures["splits"].values())
-        keep(figures)
-    return figures
+            say(f"{mine:12} step {found['step_s']:.2f} s alone: {_stages(found)}")
+
+    def figures() -> dict[str, Any]:
+        base = {
+            mine: statistics.median(s for found in runs for s in found["steps_s"][1:]) for mine, runs in alone.items()
+        }
+        added = {split: found["step_s"] / base[split.partition(":")[0]] - 1 for split, found in judged.items()}
+        return {"device": arguments.device, "steps": arguments.steps, "added_step_share": min(added.values()),
+                "added_shares": added, "alone": alone, "judged": judged}  # fmt: skip
+
+    train_alone()
+    with tempfile.TemporaryDirectory() as folder:
+        judge = [*JUDGE, *JUDGE_ON_CPU]
+        if gpu:
+            judge = [*JUDGE, f"reward.genrm={unending(Path(model_folder('smollm2')), Path(folder))}", *JUDGE_ON_GPU]
+        for split, (mine, its) in zip(names, splits, strict=True):
+            found = _train([*common, *_share("rollout", mine), *judge, *_share("reward.genrm", its)])
+            if not found["counts"].get("asked"):
+                raise RuntimeError("the judge was asked nothing: the policy got nothing right, see its accuracy above")
+            if gpu and found["tokens_per_reply"] < TOKENS:
+                raise RuntimeError(f"replies of {found['tokens_per_reply']:.1f} tokens in place of {TOKENS}")
+            judged[split] = found
+            added = figures()["added_shares"][split]
+            say(f"{split:12} step {found['step_s']:.2f} s with the judge: {added:+.1%}; {_stages(found)}; "
+                f"{found['counts']}; {found['judge']}")  # fmt: skip
+            keep(figures())
+    train_alone()
+    for split, added in figures()["added_shares"].items():
+        say(f"{split:12} {added:+.1%}, against both runs alone")
+    return figures()
 
 
 def _start(folder: Path) -> Path:
@@ -80,7 +99,7 @@ def _start(folder: Path) -> Path:
         examples = {"examples": 8192, "batch": 64, "levels": {level: {"sound": 1.0} for level in LEVELS}}
         tasks = {"arithmetic_long": examples}  # written as Python writes it, which is YAML, too
         keys = [f"init={model_folder('smollm2')}", f"out={folder}", "steps=150", "lr=1e-4", "warmup=20",
-                "weight_decay=0.0", "tokens_per_row=1024", "held_out={problems: 16, samples: 1}",
+                "weight_decay=0.0", "tokens_per_row=1024", "held_out={problems: 2, samples: 1}",
                 f"tasks={tasks}"]  # fmt: skip
         subprocess.run([sys.executable, "-m", "rltk.sft", *keys], check=True, timeout=LIMIT_S)
     return folder.resolve()
@@ -110,6 +129,10 @@ def _train(keys: list[str]) -> dict[str, Any]:
         "counts": counts,  # of the whole run; its evaluations ask nothing
         "tokens_per_reply": counts["tokens"] / counts["replies"] if counts.get("replies") else None,
     }
+
+
+def _share(of: str, share: str) -> list[str]:
+    return [f"{of}.gpu_memory_share={share}"] if share else []
 
 
 def _stages(found: dict[str, Any]) -> str:

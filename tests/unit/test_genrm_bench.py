@@ -1,6 +1,7 @@
 """What the benches of the judge service count, and when and whom their seeded faults strike."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 from bench import genrm_service, genrm_step
 from bench.genrm_accounts import Outcome, percentile, service_faults, tally, violations, wrong_values
 from bench.genrm_faults_plan import APART_S, HANGING, SOUND, make_plan
-from bench.genrm_parts import Lengthy, Reader, Solver
+from bench.genrm_parts import Lengthy, Reader, Solver, model_folder, unending
 from rltk.rewards.genrm.cache import cache_key
 from rltk.rewards.genrm.types import Question, Reply
+from rltk.rollout.tokens import load_tokenizer, stop_ids
 
 
 def outcome(uid, value=1.0, cause="", replies=1, seconds=0.1):
@@ -151,7 +153,7 @@ def test_the_reader_finds_all_sound_and_asks_every_question():
 def test_splits_are_one_word_so_that_no_key_is_taken_for_one():
     arguments = genrm_service.arguments_of(["step", "--shares", "0.30:0.10,.3:.25", "learner.lr=1e-6", "steps=2"])
     assert arguments.shares == ["0.30:0.10", ".3:.25"] and arguments.keys == ["learner.lr=1e-6", "steps=2"]
-    assert genrm_service.arguments_of(["step"]).shares == ["0.30:0.10", "0.30:0.20"]
+    assert genrm_service.arguments_of(["step"]).shares == ["0.30:0.20", "0.30:0.10"]
 
 
 @pytest.mark.parametrize("split", ["learner.lr=1e-6", "0.3", "0.9:0.2", "0.3:0.1,", "1.2:0.1"])
@@ -161,12 +163,33 @@ def test_what_is_no_split_is_refused_by_name(split, capsys):
     assert "is not two shares under 1 together" in capsys.readouterr().err
 
 
+def trained(right=0.9, asked=9, seconds=(9.0, 2.0, 4.0)):
+    return {"step_s": 3.0, "steps_s": list(seconds), "right": right, "stages": {}, "judge": {},
+            "counts": {"asked": asked}, "tokens_per_reply": 256.0}  # fmt: skip
+
+
 @pytest.mark.parametrize("right, asked, words", [(0.02, 9, "the policy got 2.0% right"), (0.9, 0, "asked nothing")])
 def test_a_step_in_which_the_judge_has_nothing_to_read_is_no_measurement(right, asked, words, monkeypatch):
-    trained = {"step_s": 1.0, "right": right, "stages": {}, "judge": {}, "counts": {"asked": asked}}
-    monkeypatch.setattr(genrm_step, "_train", lambda keys: trained)
+    monkeypatch.setattr(genrm_step, "_train", lambda keys: trained(right, asked))
     with pytest.raises(RuntimeError, match=words):
         genrm_step.run(genrm_service.arguments_of(["step", "--device", "cpu"]), print, print)
+
+
+def test_a_step_with_the_judge_is_held_against_runs_alone_before_and_after(monkeypatch):
+    runs = iter([trained(), trained(), trained(seconds=(9.0, 1.0, 1.0))])
+    monkeypatch.setattr(genrm_step, "_train", lambda keys: next(runs))
+    kept = []
+    figures = genrm_step.run(genrm_service.arguments_of(["step", "--device", "cpu"]), print, kept.append)
+    assert [found["added_step_share"] for found in (*kept, figures)] == [0.0, 1.0]  # 3 s to 2 and 4; to 1, 1, 2 and 4
+
+
+@pytest.mark.full  # converts the weights where that is not done yet
+def test_an_unending_judge_ends_its_turns_in_a_token_that_it_never_writes(tmp_path):
+    folder = unending(Path(model_folder("smollm2")), tmp_path / "long")
+    tokenizer = load_tokenizer(str(folder))
+    end = tokenizer.convert_tokens_to_ids("<file_sep>")
+    assert stop_ids(tokenizer, str(folder)) == [end] and end != load_tokenizer(model_folder("smollm2")).eos_token_id
+    assert (folder / "model.safetensors").resolve() == (Path(model_folder("smollm2")) / "model.safetensors").resolve()
 
 
 def test_each_arms_figures_and_lines_stay_when_another_is_measured():
