@@ -85,7 +85,7 @@ async def _run(plan: Plan, options: GenRMOptions, processes: list[Any], say: Say
 
     figures = tally(asked, outcomes)
     sound = await _sound(plan, outcomes, replicas[SOUND[0]], options)
-    places = options.replicas * options.places
+    places = options.replicas * options.max_sequences
     service_wrong = service_faults(figures, stats, places, options.queue)
     names = [f"replica {number}" for number in range(options.replicas)]
     drifted = [name for name in names if after.replicas[name]]

@@ -91,7 +91,7 @@ def arguments_of(words: list[str]) -> argparse.Namespace:
     faults.add_argument("--seed", type=int, default=0)
     faults.add_argument("--requests", type=int, default=2000)
     faults.add_argument("--clients", type=int, default=8)
-    faults.add_argument("--burst", type=int, default=240, help="questions at once; 80 have a place, 64 may wait")
+    faults.add_argument("--burst", type=int, default=160, help="questions at once; 40 have a place, 64 may wait")
     faults.add_argument("--scale", type=float, default=1.0, help="of all times; under 1 kills come closer than 60 s")
     throughput = arms.add_parser("throughput")
     throughput.add_argument("--device", choices=("cpu", "gpu"), default="gpu")

@@ -66,7 +66,7 @@ class EngineBackend:
     """A JudgeEngine actor. `chat` may be shared among the replicas of one model."""
 
     def __init__(self, name: str, handle: Any, chat: Chat, options: GenRMOptions) -> None:
-        self.name, self.slots = name, options.places
+        self.name, self.slots = name, options.max_sequences
         self._handle, self._chat, self._context = handle, chat, options.context
         self._start_s = options.start_s
         self._process: Process | None = None  # the last that answered
@@ -177,7 +177,7 @@ class OpenAIBackend:
     Ollama and hosted services have it). Belongs to one event loop."""
 
     def __init__(self, options: GenRMOptions) -> None:
-        self.name, self.slots = server(options.url), options.places
+        self.name, self.slots = server(options.url), options.max_sequences
         self._url = f"{str(options.url).rstrip('/')}/chat/completions"
         self._model, self._start_s = options.model, options.start_s
         key = os.environ.get(options.key_env, "")

@@ -42,6 +42,6 @@ def replica_options(options: GenRMOptions, device: str, threads: int = 0, seed: 
 
 
 def concurrency(options: GenRMOptions) -> int:
-    """Calls that Ray must let into one replica: twice its places, as abandoned ones end late, and questions after its
-    state."""
-    return 2 * options.places + 64
+    """Calls that Ray must let into one replica: twice its sequences, as abandoned ones end late, and questions after
+    its state."""
+    return 2 * options.max_sequences + 64

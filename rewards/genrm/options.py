@@ -27,7 +27,7 @@ class GenRMOptions:
     replicas: int = 1
     dtype: str = "float32"
     context: int = 4096  # prompt and reply tokens
-    max_sequences: int = 128  # generations a replica runs (or the server is given) at once
+    max_sequences: int = 128  # generations a replica (or the server) is given at once
     kv_cache_gib: float = 1.0
     gpu_memory_share: float = 0.3
     enforce_eager: bool = True
@@ -48,9 +48,3 @@ class GenRMOptions:
     @property
     def enabled(self) -> bool:
         return self.name != "none"
-
-    @property
-    def places(self) -> int:
-        """Generations that one replica is given at once. Of our own as many wait in it as run: a step that had to wait
-        for the next question to come through the router would leave the GPU idle."""
-        return self.max_sequences if self.url else 2 * self.max_sequences

@@ -180,7 +180,7 @@ class GenRMService:
 
 def concurrency(options: GenRMOptions) -> int:
     """Calls that Ray must let into the service: what is over the bound is to be answered, not to wait in Ray."""
-    return options.queue + options.replicas * options.places + 64
+    return options.queue + options.replicas * options.max_sequences + 64
 
 
 def _backends(options: GenRMOptions, replicas: Sequence[Any]) -> list[Backend]:
