@@ -70,7 +70,8 @@ def _judge(config: Config) -> Iterator[str]:
         when = asked_when(options)
         load_canaries(options.canary_file, when)
     except ConfigError as error:
-        yield str(error)
+        words = str(error)
+        yield words if JUDGE in words else f"{JUDGE}.judge = {options.judge!r}: {words}"
         return
     if options.on_failure != "mask" and when != "right":
         yield (

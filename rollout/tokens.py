@@ -15,8 +15,9 @@ from rltk.rollout.new_text import NewText
 SAID = "xyzzy"  # an assistant's dummy turn: no template writes it by itself
 
 
-def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
-    """The model folder's tokenizer, with its chat template (or the one in the file `chat_template`)."""
+def load_tokenizer(path: str, chat_template: str | None = None, key: str = "model") -> Any:
+    """The model folder's tokenizer, with its chat template (or the one in the file `chat_template`). `key`: where the
+    config has it, which an error names."""
     from transformers import AutoTokenizer
 
     try:
@@ -27,7 +28,7 @@ def load_tokenizer(path: str, chat_template: str | None = None) -> Any:
         tokenizer.chat_template = Path(chat_template).read_text()
     if not tokenizer.chat_template:
         raise ConfigError(
-            f"the tokenizer of {path!r} has no chat template. Fix: model.chat_template=<file with a Jinja template>."
+            f"the tokenizer of {path!r} has no chat template. Fix: {key}.chat_template=<file with a Jinja template>."
         )
     if tokenizer.eos_token_id is None:
         raise ConfigError(
@@ -42,10 +43,12 @@ def render(
     tools: list[dict[str, Any]] | None = None,
     more: bool = False,
     otherwise: str = "",
+    key: str = "model",
 ) -> str:
     """A conversation as the chat template writes it; `more`: up to where the assistant starts.
 
-    Raises ConfigError if the template cannot; `otherwise`: what else the user may change.
+    Raises ConfigError if the template cannot; `otherwise`: what else the user may change; `key` as in
+    `load_tokenizer`.
     """
     try:
         return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=more)
@@ -53,7 +56,7 @@ def render(
         roles = ", ".join(message["role"] for message in messages)
         raise ConfigError(
             f"the chat template cannot render a conversation of {roles}: {type(error).__name__}: {error}. "
-            f"Fix: a template that can (model.chat_template=<file>){otherwise}."
+            f"Fix: a template that can ({key}.chat_template=<file>){otherwise}."
         ) from error
 
 

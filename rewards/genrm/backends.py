@@ -23,8 +23,9 @@ from rltk.rewards.genrm.replica import ReplicaGone
 from rltk.rewards.genrm.types import JudgeUnavailable, Prompt, Reply
 from rltk.rollout.engine import Request
 from rltk.rollout.new_text import NewText
-from rltk.rollout.tokens import decode, load_tokenizer, render_prompt, stop_ids
+from rltk.rollout.tokens import decode, load_tokenizer, render, stop_ids
 
+KEY = "reward.genrm"  # of the config
 ALIVE_S = 20.0  # for a replica to say that it lives; Ray may just be starting its process anew
 READY_S = 5.0  # for one that lives to say whether it can work
 ORPHAN_S = 10.0  # past a generation's deadline: the replica ends it even if nobody tells it to
@@ -38,7 +39,7 @@ class Chat:
     (Gemma's refuses it, others leave it out), the judge's instructions begin the user's message."""
 
     def __init__(self, options: GenRMOptions) -> None:
-        self._tokenizer = load_tokenizer(options.model, options.chat_template)
+        self._tokenizer = load_tokenizer(options.model, options.chat_template, KEY)
         self._text = NewText(self._tokenizer)
         self.stop_ids = tuple(stop_ids(self._tokenizer, options.model))
         self._has_system = _shows_system(self._tokenizer)
@@ -48,7 +49,8 @@ class Chat:
         if not self._has_system and len(messages) > 1 and messages[0]["role"] == "system":
             system, user, *later = messages
             messages = ({**user, "content": f"{system['content']}\n\n{user['content']}"}, *later)
-        return render_prompt(self._tokenizer, messages)
+        text = render(self._tokenizer, messages, more=True, key=KEY)
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Any) -> str:
         return decode(self._tokenizer, ids, special=False)
@@ -56,10 +58,12 @@ class Chat:
 
 def _shows_system(tokenizer: Any) -> bool:
     try:
-        ids = render_prompt(tokenizer, ({"role": "system", "content": "rubric"}, {"role": "user", "content": "yes"}))
+        text = render(
+            tokenizer, ({"role": "system", "content": "rubric"}, {"role": "user", "content": "yes"}), more=True
+        )
     except ConfigError:  # the template refuses
         return False
-    return "rubric" in decode(tokenizer, ids, special=False)
+    return "rubric" in text
 
 
 class EngineBackend:
@@ -89,7 +93,7 @@ class EngineBackend:
         try:
             ids = self._chat.encode(prompt)
         except Exception as error:  # some templates take no system message, or want turns in another order
-            raise JudgeUnavailable("refused", f"the chat template refuses the prompt: {error}") from error
+            raise JudgeUnavailable("refused", f"no prompt can be made: {error}") from error
         room = self._context - len(ids)
         if room < 1:
             words = f"the prompt has {len(ids)} tokens and reward.genrm.context is {self._context}"

@@ -72,6 +72,8 @@ def parse(body: bytes, options: GenRMOptions) -> tuple[list[Question], float]:
     rows = asked.get("questions") if isinstance(asked, dict) else None
     if not isinstance(rows, list) or not 0 < len(rows) <= options.queue:
         raise ValueError(f'"questions" must be a list of 1 to {options.queue} questions')
+    if unknown := sorted(asked.keys() - {"questions", "deadline_s"}):
+        raise ValueError(f"{', '.join(unknown)} unknown; there are questions, deadline_s")
     deadline_s = asked.get("deadline_s", options.deadline_s)
     if type(deadline_s) not in (int, float) or not 0 < deadline_s <= options.deadline_s:
         raise ValueError(f'"deadline_s" must be a number of seconds up to {options.deadline_s:g}')

@@ -280,6 +280,7 @@ def test_the_front_answers_over_http(service):
                 '{"questions": []}': "must be a list",
                 '{"questions": [{"problem": "?"}]}': "question 0: response missing",
                 '{"questions": [{"problem": "?", "response": "1", "label": 1}]}': "label unknown",
+                '{"questions": [{"problem": "?", "response": "1"}], "deadline": 1}': "deadline unknown",
                 '{"questions": [{"problem": "?", "response": "1"}], "deadline_s": 1e9}': "up to 120",
             }.items():
                 status, found = await post(wrong)

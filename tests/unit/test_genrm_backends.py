@@ -230,6 +230,16 @@ def test_where_a_template_knows_no_system_role_the_user_is_told(kind, tmp_path):
     assert own.encode(Prompt((system, user), 8)) != own.encode(Prompt((one,), 8))
 
 
+def test_what_a_judges_template_cannot_do_is_told_with_the_judges_key(tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ raise_exception('nothing at all') }}")
+    with pytest.raises(ConfigError, match=r"nothing at all.*Fix: .*\(reward\.genrm\.chat_template=<file>\)"):
+        Chat(GenRMOptions(model=str(TINY), chat_template=str(file))).encode(PROMPT)
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"has no chat template. Fix: reward\.genrm\.chat_template="):
+        Chat(GenRMOptions(model=str(TINY), chat_template=str(file)))
+
+
 class Mute:
     """A chat whose template takes no such prompt."""
 

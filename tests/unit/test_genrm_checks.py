@@ -68,7 +68,7 @@ def test_an_experiment_may_choose_one_and_a_users_reward_may_have_one():
     ("argv", "words"),
     [
         (["reward.genrm.judge=pairwise"], "compares responses"),
-        (["reward.genrm.judge=fappo"], "did you mean fapo?"),
+        (["reward.genrm.judge=fappo"], "reward.genrm.judge = 'fappo': unknown judge 'fappo' (did you mean fapo?)"),
         (["reward.genrm.judge_options.max_token=9"], "did you mean max_tokens?"),
         (["reward.genrm.judge_options.max_tokens=500"], "leaves a prompt no room in reward.genrm.context = 512"),
         (["reward.genrm.context=4096"], "over the judge model's"),
