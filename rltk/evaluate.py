@@ -71,8 +71,7 @@ def _evaluate(config: Config, records: list[Any], own: Any) -> tuple[dict[str, A
         config.rollout.temperature, config.task.max_prompt_tokens, config.task.max_response_tokens, evaluation=True
     )
     with connect(config.cluster, placement):
-        print("starting the engine ...", file=sys.stderr)
-        roles = start_roles(config, placement, train=False)
+        roles = start_roles(config, placement, train=False, say=lambda what: print(f"{what} ...", file=sys.stderr))
         try:
             pool = RolloutPool(roles, config, lambda what, done, total: None)
             figures, trajectories = evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ from rltk.rollout.actor import EngineActor
 from rltk.rollout.engine import EngineOptions
 from rltk.rollout.tools.executor import ToolExecutor, concurrency
 from rltk.rollout.worker import RolloutWorker
+
+Say = Callable[[str], None]  # told what is waited for: starting on a GPU takes minutes
 
 
 def scorer_spec(config: Config) -> ScorerSpec:
@@ -86,11 +89,12 @@ class Roles:
             ray.kill(actor)
 
 
-def start_roles(config: Config, placement: Placement, train: bool = True) -> Roles:
-    """Start every role at the same time; returns when all stand. What keeps one from it is raised, and none is left."""
+def start_roles(config: Config, placement: Placement, train: bool = True, say: Say = lambda what: None) -> Roles:
+    """Start every role: at the same time, but on a GPU that they share one by one. Returns when all stand. What keeps
+    one from it is raised, and none is left."""
     roles = Roles()
     try:
-        _start(roles, config, placement, train)
+        _start(roles, config, placement, train, say)
     except BaseException:
         roles.stop()
         raise
@@ -111,19 +115,21 @@ def tool_report(roles: Roles, config: Config) -> dict[str, Any]:
     return min(found, key=lambda report: report["isolation"] == "strict") if found else {}
 
 
-def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> None:
+def _start(roles: Roles, config: Config, placement: Placement, train: bool, say: Say) -> None:
     """Fills `roles` as it goes, so that whoever called knows of every actor there is."""
     if train:
         roles.learner = _learner(config, placement)
         if placement.gpu_shared:
             # Ranks take their places first: engines alone would be packed onto few GPUs, and no rank fit beside them.
+            say("place the learner ranks")
             _wait_started(roles.learner.placed(), "learner ranks", roles.learner.ranks, config)
-    for _ in range(config.rollout.engines):
+    for number in range(config.rollout.engines):
         roles.engines.append(_engine(config, placement))
         if placement.gpu_shared:
             # vLLM measures the device's memory while it starts, and takes what others allocate then for its own.
+            say(f"start rollout engine {number}")
             _wait_started([roles.engines[-1].ready.remote()], "rollout engine", roles.engines, config)
-    start_judges(roles.judges, config, placement)
+    start_judges(roles.judges, config, placement, say)
     reward = config.reward
     for _ in range(reward.workers):
         placed = RewardWorker.options(num_cpus=placement.reward_cpus)
@@ -148,6 +154,7 @@ def _start(roles: Roles, config: Config, placement: Placement, train: bool) -> N
         *(role.ready.remote() for role in (*roles.engines, *roles.workers, *roles.rewards, *roles.executors)),
         *(service.ready.remote() for service in roles.judges.services),  # it waits for its replicas
     ]
+    say("start the roles")
     _wait_started(waiting, "the roles", list(roles.named().values()), config)
 
 
@@ -176,7 +183,7 @@ def _executors(config: Config, placement: Placement) -> list[Any]:
     return [actor.remote(tools) for _ in range(tools.executors)]
 
 
-def start_judges(judges: Judges, config: Config, placement: Placement) -> None:
+def start_judges(judges: Judges, config: Config, placement: Placement, say: Say = lambda what: None) -> None:
     """Ray restarts replicas, whose weights never change, and the service, which holds nothing but a cache."""
     options, run = config.reward.genrm, secrets.token_hex(4)
     for number in range(judge_replicas(config)):
@@ -189,6 +196,7 @@ def start_judges(judges: Judges, config: Config, placement: Placement) -> None:
         threads = placement.judge_threads if placement.device == "cpu" else 0
         judges.replicas.append(actor.remote(replica_options(options, placement.device, threads, config.seed)))
         if placement.gpu_shared:
+            say(f"start judge {number}")
             _wait_started([judges.replicas[-1].ready.remote()], "judge", judges.replicas, config)
     if options.enabled:
         service = ray.remote(GenRMService).options(

@@ -97,8 +97,7 @@ def _train(config: Config, plan: Plan, folder: Path, task: Task, objective: Obje
     try:
         tracker.phase("start Ray")
         with connect(config.cluster, plan.placement) as logs:
-            tracker.phase("start the roles")
-            roles = start_roles(config, plan.placement)
+            roles = start_roles(config, plan.placement, say=tracker.phase)
             try:
                 if cache := cache_report(roles, config):
                     held = f"{cache['blocks']} blocks hold {cache['blocks'] // cache['cap_blocks']} sequences"

@@ -58,8 +58,10 @@ def test_a_start_that_fails_leaves_no_actor_behind(ray_cluster):
     config = resolve_model(load(["cluster.device=cpu", "rollout.threads=1", "learner.threads=1"]))
     config = replace(config, deadlines=replace(config.deadlines, start=8.0))
     placement = replace(place(config), gpu_shared=True, engine_cpus=0.1, rank_cpus=0.1)
+    said = []
     with pytest.raises((DeadlineError, ray.exceptions.RayError)):
-        start_roles(replace(config, model=replace(config.model, path="/no/such/model")), placement)
+        start_roles(replace(config, model=replace(config.model, path="/no/such/model")), placement, say=said.append)
+    assert said == ["place the learner ranks", "start rollout engine 0"]
     until = time.monotonic() + 60
     while ours() and time.monotonic() < until:
         time.sleep(0.2)
