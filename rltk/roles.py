@@ -149,12 +149,12 @@ def _start(roles: Roles, config: Config, placement: Placement, train: bool, say:
                 config.tools, roles.executors, config.attc, config.dtsr,
             )
         )  # fmt: skip
+    say("start the roles")
     waiting = [
         *(roles.learner.start() if roles.learner else []),
         *(role.ready.remote() for role in (*roles.engines, *roles.workers, *roles.rewards, *roles.executors)),
         *(service.ready.remote() for service in roles.judges.services),  # it waits for its replicas
     ]
-    say("start the roles")
     _wait_started(waiting, "the roles", list(roles.named().values()), config)
 
 
