@@ -6,7 +6,7 @@ FAPO with a judge against GRPO, all else equal: clip, dual clip, aggregation, st
          truth: it measures the judge (precision, recall, F1 of "flawed" on held-out problems), and what is learned.
   lab    more seeds in the torch lab, with the rule's labels, and with those labels degraded to the error rates that the
          judge had on the road before training (from what `road` wrote). `--alarm`: with this share of false alarms in
-         place of those; `lab --lab-seeds 5 --alarm 0.018` is what it had over training, see docs/results/README.md
+         place of those; `--alarm 0.018` is what it had over training, see docs/results/README.md
 
 What is to hold: fapo's mean held-out accuracy at the end at most 2 points below grpo's, and its share of flawed ones
 among right answers at most half. The plot shows when the flawed samples' mean advantage turns negative. Writes

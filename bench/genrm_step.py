@@ -46,11 +46,10 @@ def run(
 ) -> dict[str, Any]:
     """keep: is given the figures so far after every run with the judge."""
     gpu = arguments.device == "gpu"
-    names = arguments.shares if gpu else [":"]
-    splits = [tuple(name.split(":")) for name in names]
+    splits = arguments.shares if gpu else [":"]  # a CPU's memory is not shared out
     common = [*COMMON, *([f"model={_start(arguments.start)}", *ON_GPU] if gpu else ON_CPU), f"steps={arguments.steps}",
               f"cluster.device={arguments.device}", *arguments.keys]  # fmt: skip
-    alone: dict[str, list[dict[str, Any]]] = {mine: [] for mine, _ in splits}
+    alone: dict[str, list[dict[str, Any]]] = {split.partition(":")[0]: [] for split in splits}
     judged: dict[str, dict[str, Any]] = {}
 
     def train_alone() -> None:
@@ -76,7 +75,8 @@ def run(
         judge = [*JUDGE, *JUDGE_ON_CPU]
         if gpu:
             judge = [*JUDGE, f"reward.genrm={unending(Path(model_folder('smollm2')), Path(folder))}", *JUDGE_ON_GPU]
-        for split, (mine, its) in zip(names, splits, strict=True):
+        for split in splits:
+            mine, _, its = split.partition(":")
             found = _train([*common, *_share("rollout", mine), *judge, *_share("reward.genrm", its)])
             if not found["counts"].get("asked"):
                 raise RuntimeError("the judge was asked nothing: the policy got nothing right, see its accuracy above")

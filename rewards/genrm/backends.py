@@ -81,13 +81,12 @@ class EngineBackend:
             self._handle.ready.remote(), "start", "genrm service", f"judge {self.name}", self._start_s,
             peek=lambda: self._handle.stacks.remote(),
         )  # fmt: skip
-        told = process_of(self._handle)
-        self._process = await watch.wait(told, "tell its process", "genrm service", f"judge {self.name}", self._start_s)
+        await self._meet()
 
     async def _meet(self) -> None:
         """Ask which process it is, so that it can be ended where it stands still."""
-        with contextlib.suppress(RayError):  # gone again; the next one is met in `returned`
-            self._process = await process_of(self._handle)
+        told = process_of(self._handle)
+        self._process = await watch.wait(told, "tell its process", "genrm service", f"judge {self.name}", self._start_s)
 
     async def generate(self, prompt: Prompt, deadline_s: float, uid: str) -> Reply:
         try:
@@ -117,6 +116,7 @@ class EngineBackend:
                 ray.cancel(reference)
         if self._process is None and self._meeting is None:  # a service that Ray started anew calls no `ready`
             self._meeting = asyncio.ensure_future(self._meet())
+            self._meeting.add_done_callback(_gone_again)
         if completion.finish_reason not in ("stop", "length"):
             raise JudgeUnavailable("unavailable", f"the engine ended it with {completion.finish_reason!r}")
         if completion.finish_reason == "length" and room < prompt.max_tokens:
@@ -128,7 +128,7 @@ class EngineBackend:
     async def returned(self) -> bool:
         """An engine's first prompt may take it longer than a question has, so that it is none's."""
         await self._answer(self._handle.ready.remote)
-        self._process = await process_of(self._handle)
+        await self._meet()
         await self.generate(HELLO, self._start_s, f"hello.{secrets.token_hex(3)}")
         return True
 
@@ -174,6 +174,12 @@ class EngineBackend:
         """Engines are ended by whoever placed them."""
         if self._meeting is not None:
             self._meeting.cancel()
+
+
+def _gone_again(meeting: asyncio.Task[None]) -> None:
+    """Hears what kept it from its process: the next one is met in `returned`."""
+    if not meeting.cancelled():
+        meeting.exception()
 
 
 class OpenAIBackend:
